@@ -1,0 +1,344 @@
+r"""The composed model: first stage, named conditioners, denoiser.
+
+.. math:: z = E(x), \qquad z_t = \alpha_t z + \sigma_t \epsilon, \qquad
+          L = \mathbb{E}\, \| \mathrm{target} - f_\theta(z_t, t, c(y)) \|^p, \qquad \tilde x = D(z_0)
+
+:class:`LatentDiffusion` checks when it is composed that its parts fit, samples latents with any sampler and guidance,
+and its ``forward`` is the training loss per sample. It knows no task: a batch arrives ready for the conditioners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from ldmkit.composition import FirstStage, check_composition, composition_table, recipe_of
+from ldmkit.conditioning import Batch, Conditioner, Conditioning, Joint
+from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights
+from ldmkit.guidance import Guidance, NoGuidance
+from ldmkit.noise import Noise, seeds_from, tempered
+from ldmkit.process import Level, Levels, Process
+from ldmkit.recipe import Recipe
+from ldmkit.registry import build_part
+from ldmkit.samplers.contract import AtStop, Sampler
+from ldmkit.samplers.ddim import DDIM
+
+
+class LatentDiffusion(nn.Module):
+    """First stage + conditioner(s) + denoiser, checked when composed.
+
+    Args:
+        first_stage: images to latents and back.
+        backbone: the raw network.
+        process: the forward process it is trained on.
+        prediction: what it outputs: ``eps``, ``v``, ``x0`` or ``flow``.
+        conditioner: one conditioner, several by name, or a :class:`Joint` with dropout rates and guided sources.
+        objective: the denoising loss; None: mean squared error.
+
+    Raises:
+        TypeError: something is not the component its slot needs.
+        CompositionError: two parts do not fit; the message names both and the fix.
+    """
+
+    def __init__(
+        self,
+        *,
+        first_stage: FirstStage,
+        backbone: Backbone,
+        process: Process,
+        prediction: str = "eps",
+        conditioner: Conditioner | Mapping[str, Conditioner] | Joint | None = None,
+        objective: DenoisingLoss | None = None,
+    ) -> None:
+        super().__init__()
+        joint = _joint(conditioner)
+        denoiser = Denoiser(backbone, process, prediction)
+        objective = DenoisingLoss() if objective is None else objective
+        check_composition(first_stage, backbone, joint)
+        self.first_stage = cast(nn.Module, first_stage)
+        self.denoiser = denoiser
+        self.conditioner = joint
+        self.objective = objective
+        elbo = elbo_weights(process, prediction).float() if objective.elbo_weight else None
+        self.register_buffer("elbo", elbo, persistent=False)
+
+    # ---- what the parts are --------------------------------------------------------------------------------------
+
+    @property
+    def process(self) -> Process:
+        """The forward process."""
+        return self.denoiser.process
+
+    @property
+    def backbone(self) -> Backbone:
+        """The raw network."""
+        return cast(Backbone, self.denoiser.backbone)
+
+    @property
+    def stage(self) -> FirstStage:
+        """The first stage, typed."""
+        return cast(FirstStage, self.first_stage)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(cast(nn.Module, self.backbone).parameters()).device
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be multiples of this many pixels."""
+        return self.stage.factor * self.backbone.multiple
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for everything but the first stage, which is frozen here."""
+        super().train(mode)
+        self.first_stage.eval()
+        return self
+
+    def __str__(self) -> str:
+        parts = (self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
+        total = sum(p.numel() for p in self.parameters())
+        return f"{composition_table(*parts)}; {total:,} parameters"
+
+    def recipe(self) -> Recipe:
+        """The composition as plain data: see :func:`ldmkit.composition.recipe_of`."""
+        return recipe_of(self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
+
+    def save(self, path: str | PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+        """Write weights and recipe as one safetensors file: see :func:`ldmkit.weights.native.save`."""
+        from ldmkit.weights.native import save
+
+        save(self, path, notes)
+
+    # ---- between images and latents ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents; see :meth:`FirstStage.encode`."""
+        return self.stage.encode(image, noise)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to images (B, C, H, W), about [-1, 1] and not clamped."""
+        return self.stage.decode(z)
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(channels, h, w) of the latent of an image of ``size`` = (H, W) pixels.
+
+        Raises:
+            ValueError: a side the model cannot do, with the nearest two that it can.
+        """
+        for side in size:
+            if side < self.multiple or side % self.multiple:
+                below, above = side // self.multiple * self.multiple, (side // self.multiple + 1) * self.multiple
+                near = f"{below} or {above}" if below else f"{above}"
+                raise ValueError(
+                    f"image sides must be multiples of {self.multiple} px (first stage {self.stage.factor} x backbone "
+                    f"{self.backbone.multiple}), got {size[0]} x {size[1]}: use {near} for {side}"
+                )
+        return self.stage.channels, size[0] // self.stage.factor, size[1] // self.stage.factor
+
+    def filled(self, batch: Batch) -> dict[str, Any]:
+        """The batch on the model's device, with every ``*_latent`` key that a conditioner reads encoded here."""
+        ready = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
+        for key in self.conditioner.reads if self.conditioner is not None else ():
+            source = key.removesuffix("_latent")
+            if key not in ready and key != source and source in ready:
+                ready[key] = self.encode(ready[source])
+        return ready
+
+    # ---- sampling ------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        batch: Batch | None = None,
+        *,
+        size: tuple[int, int],
+        seed: int | Sequence[int] = 0,
+        count: int | None = None,
+        levels: Levels | int = 50,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        wrap: Callable[[Denoise], Denoise] | None = None,
+        at_stop: AtStop | None = None,
+        temperature: float = 1.0,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Draw latents; image i depends on its seed and its condition only, whatever the batch.
+
+        Args:
+            batch: what the conditioners read, B samples; {} without a conditioner.
+            size: (H, W) of the images, in pixels.
+            seed: one per image, or one for all: then image i has seed + i.
+            count: B; None: the number of seeds, or the size of the condition.
+            levels: where to stop, or the number of steps of the process's customary list.
+            sampler: None: DDIM with eta 0.
+            guidance: None: the conditional model as it is.
+            wrap: wraps the guided denoiser: clip, quantize, keep_known, or one of your own.
+            at_stop: called as ``(x, now) -> x`` before each step.
+            temperature: factor on the noise drawn in the steps.
+            start: (B, c, h, w), the state at the first level; None: drawn from the seeds.
+
+        Returns:
+            (B, c, h, w) float32 latents at the landing level; :meth:`decode` makes them images.
+
+        Raises:
+            ValueError, KeyError: an argument does not fit; before any network runs.
+        """
+        sampler, guidance = sampler or DDIM(), guidance or NoGuidance()
+        levels = self.process.levels(levels) if isinstance(levels, int) else levels
+        shape = self.latent_shape(size)
+        batch = batch or {}
+        if self.conditioner is not None:
+            self.conditioner.check(_with_latents(batch))
+        with torch.no_grad() if guidance.needs_grad else torch.inference_mode():
+            cond, uncond = self._condition(batch, guidance.needs_uncond)
+            count = _count(cond, seed, count, start)
+            self._check_concat(cond, shape)
+            noise = Noise(seeds_from(seed, count))
+            x = self._start(noise, shape, levels.start) if start is None else self._given(start, (count, *shape))
+            denoise = guidance(lambda c: self.denoiser.bind(c, levels), cond, uncond, levels)
+            denoise = denoise if wrap is None else wrap(denoise)
+            step_noise = noise if temperature == 1 else tempered(noise, temperature)
+            z = sampler(denoise, x, levels, step_noise, at_stop)
+        return z.clone()
+
+    def _condition(self, batch: Batch, with_null: bool) -> tuple[Conditioning, Conditioning | None]:
+        if self.conditioner is None:
+            return Conditioning(), None
+        ready = self.filled(batch)
+        return self.conditioner(ready), self.conditioner.null(ready) if with_null else None
+
+    def _start(self, noise: Noise, shape: tuple[int, int, int], level: Level[float]) -> Tensor:
+        """The state of unit-variance data at the first level: N(0, alpha**2 + sigma**2)."""
+        like = torch.empty((len(noise.seeds), *shape), device=self.device)
+        return noise.on("start")(like, level) * math.hypot(level.alpha, level.sigma)
+
+    def _given(self, start: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if tuple(start.shape) != shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}; this size and batch need {shape}")
+        return start.to(self.device)
+
+    def _check_concat(self, cond: Conditioning, shape: tuple[int, int, int]) -> None:
+        if cond.concat is not None and cond.concat.shape[2:] != shape[1:]:
+            raise ValueError(
+                f"the conditioners give concat of {tuple(cond.concat.shape[2:])} cells; the latent has {shape[1:]}: "
+                "resize the condition, or ask for the image size that belongs to it"
+            )
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
+        """The loss per sample, (B,): so that a wrapper such as DDP sees the whole computation.
+
+        Args:
+            batch: ``image`` (B, C, H, W) in [-1, 1], or ``latent`` (B, c, h, w) computed before; and what the
+                conditioners read.
+            seeds: one per sample; time, noise, posterior draw and dropout are functions of it alone.
+        """
+        noise = Noise(tuple(seeds))
+        batch = self.filled(batch)
+        z = self._training_latent(batch, noise)
+        t = self.process.draw(noise.on("time").uniform()).to(z.device)
+        cond = Conditioning()
+        if self.conditioner is not None:
+            cond = self.conditioner.dropped(batch, self._keep(noise, self.conditioner.drop))
+        return self.denoising_loss(z, noise.on("eps")(z, _ANY_LEVEL), t, cond)
+
+    def loss(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
+        """The mean of :meth:`forward` over the batch, 0-d."""
+        loss: Tensor = self(batch, seeds)
+        return loss.mean()
+
+    def denoising_loss(self, z: Tensor, eps: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The loss per sample for given noise and times.
+
+        Args:
+            z: (B, c, h, w) clean latents.
+            eps: (B, c, h, w) noise.
+            t: (B,) times.
+            cond: B samples.
+        """
+        level = self.process.level(t)
+        c, d = PREDICTIONS[self.denoiser.prediction].target(level)
+        out = self.denoiser.predict(level.alpha * z + level.sigma * eps, level, cond)
+        elbo = None if self.elbo is None else cast(Tensor, self.elbo)[t]
+        loss: Tensor = self.objective(out, c * z + d * eps, t, elbo)
+        return loss
+
+    def _training_latent(self, batch: Mapping[str, Any], noise: Noise) -> Tensor:
+        if "latent" in batch:
+            return cast(Tensor, batch["latent"])
+        if "image" not in batch:
+            raise KeyError(f"training needs 'image' or 'latent' in the batch, which has {sorted(batch)}")
+        image: Tensor = batch["image"]
+        like = image.new_empty(image.shape[0], *self.latent_shape((image.shape[2], image.shape[3])))
+        return self.encode(image, noise.on("posterior")(like, _ANY_LEVEL))
+
+    def _keep(self, noise: Noise, rates: Mapping[str, float]) -> dict[str, Tensor]:
+        """Source -> (B,) bool: which samples keep it; a source that is never dropped is not named."""
+        draws = {name: noise.on(f"drop {name}").uniform() >= rate for name, rate in rates.items() if rate}
+        return {name: keep.to(self.device) for name, keep in draws.items()}
+
+
+_ANY_LEVEL = Level(0.0, 1.0, 0.0)
+"""Training draws one noise per sample and stream, whatever its level."""
+
+
+def _joint(conditioner: Conditioner | Mapping[str, Conditioner] | Joint | None) -> Joint | None:
+    if conditioner is None or isinstance(conditioner, Joint):
+        return conditioner
+    if isinstance(conditioner, Mapping):
+        return Joint(conditioner)
+    if not isinstance(conditioner, Conditioner):
+        raise TypeError(
+            f"{type(conditioner).__name__} is not a conditioner: an nn.Module with reads, provides, forward(batch) and "
+            "null(batch)"
+        )
+    return Joint({conditioner.reads[0] if conditioner.reads else "condition": conditioner})
+
+
+def _with_latents(batch: Batch) -> Batch:
+    """The keys a batch will have once the model has encoded what ends in ``_latent``."""
+    return {**{f"{key}_latent": None for key in batch}, **batch}
+
+
+def _count(cond: Conditioning, seed: int | Sequence[int], count: int | None, start: Tensor | None) -> int:
+    """B, wherever it can be read from; all that say it must agree."""
+    said = {
+        "count": count,
+        "the seeds": None if isinstance(seed, int) else len(seed),
+        "the conditioning": cond.batch_size,
+        "start": None if start is None else start.shape[0],
+    }
+    given = {name: size for name, size in said.items() if size is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"the number of images is said twice: {given}")
+    return next(iter(given.values()), 1)
+
+
+def compose(recipe: Recipe) -> LatentDiffusion:
+    """Build every part of a recipe by name and compose the model, with fresh weights.
+
+    Raises:
+        UnknownComponentError: a part is not installed; the message lists the plug-ins that failed.
+        CompositionError: the parts do not fit.
+    """
+    sources = {name: build_part("conditioner", source.part) for name, source in recipe.sources.items()}
+    joint = Joint(
+        sources,
+        drop={name: source.drop for name, source in recipe.sources.items()},
+        guided=[name for name, source in recipe.sources.items() if source.guided],
+    )
+    return LatentDiffusion(
+        first_stage=build_part("first-stage", recipe.first_stage),
+        backbone=build_part("backbone", recipe.backbone),
+        process=build_part("process", recipe.process),
+        prediction=recipe.prediction,
+        conditioner=joint if sources else None,
+    )

@@ -1,0 +1,5 @@
+"""Tasks: from what a user has to the batch a model's conditioners read, the same for sampling and for training."""
+
+from ldmkit.tasks.contract import Inputs, Task
+
+__all__ = ["Inputs", "Task"]

@@ -1,0 +1,224 @@
+"""Our own file: what is saved comes back, anywhere, and what cannot be saved faithfully is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ldmkit
+from ldmkit.conditioning import Conditioning
+from ldmkit.errors import CheckpointError, CompositionError
+from ldmkit.model import LatentDiffusion, compose
+from ldmkit.process import VP
+from ldmkit.recipe import Part, Recipe, Source
+from ldmkit.weights.native import read_recipe, without_initialisation, write_atomically
+
+RECIPE = Recipe(
+    first_stage=Part("kl", {"channels": 3, "base_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}),
+    backbone=Part(
+        "unet",
+        {
+            "channels": 3,
+            "model_channels": 32,
+            "channel_mult": [1],
+            "num_res_blocks": 1,
+            "attention_resolutions": [1],
+            "num_heads": 1,
+            "context_dim": 8,
+        },
+    ),
+    process=Part("vp", {"betas": "cosine"}),
+    prediction="v",
+    sources={"class": Source(Part("class-label", {"classes": 3, "width": 8}), drop=0.2)},
+)
+
+
+@pytest.fixture
+def model():
+    model = compose(RECIPE).eval()
+    model.first_stage.scale.fill_(0.7)
+    return model
+
+
+def tensors(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_a_saved_model_comes_back_bit_by_bit(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path, notes={"seed": 3})
+    again = ldmkit.load(path)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert again.recipe() == model.recipe()
+    assert read_recipe(path).notes == {"seed": 3}
+    assert not again.training
+
+
+def test_a_file_holds_no_code_and_opens_in_another_process(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    code = (
+        "import sys, torch, ldmkit; m = ldmkit.load(sys.argv[1]); "
+        "z = m.sample({'label': torch.tensor([1])}, size=(8, 8), levels=3, seed=4); print(repr(float(z.sum())))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    here = float(model.sample({"label": torch.tensor([1])}, size=(8, 8), levels=3, seed=4).sum())
+    assert float(run.stdout) == pytest.approx(here, rel=1e-5)
+
+
+def test_the_file_is_plain_safetensors_with_its_recipe_in_the_metadata(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    assert load_file(path).keys() == model.state_dict().keys()
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["ldmkit"])
+    assert record["recipe"]["backbone"]["part"] == "unet"
+    assert record["providers"]["ldmkit"] == ldmkit.__version__
+
+
+def test_tied_tensors_are_stored_once_and_tied_names_come_back(model, tmp_path):
+    class Tied(nn.Module):
+        reads, provides = ("x",), {"context": 8}
+
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(8, 8, bias=False)
+            self.two = nn.Linear(8, 8, bias=False)
+            self.two.weight = self.one.weight
+
+        def forward(self, batch):
+            return Conditioning(context=self.two(self.one(batch["x"])))
+
+        def null(self, batch):
+            return Conditioning(context=torch.zeros_like(batch["x"]))
+
+    ldmkit.register("conditioner", "tied-for-test", Tied, replace=True)
+    parts = {"first_stage": model.first_stage, "backbone": model.backbone, "process": VP("cosine"), "prediction": "v"}
+    tied = LatentDiffusion(**parts, conditioner=Tied())
+    tied.save(tmp_path / "tied.safetensors")
+    stored = load_file(tmp_path / "tied.safetensors")
+    assert len([key for key in stored if key.startswith("conditioner")]) == 1
+    again = ldmkit.load(tmp_path / "tied.safetensors")
+    assert again.conditioner.sources["x"].one.weight is again.conditioner.sources["x"].two.weight
+    assert torch.equal(again.conditioner.sources["x"].one.weight, tied.conditioner.sources["x"].one.weight)
+
+
+def test_loading_draws_no_random_weights(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    before = torch.get_rng_state()
+    with without_initialisation():
+        nn.Linear(100, 100)
+        nn.Conv2d(8, 8, 3)
+        nn.Embedding(10, 10)
+    ldmkit.load(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_low_precision_weights_keep_their_precision(model, tmp_path):
+    model.denoiser.bfloat16()
+    model.save(tmp_path / "model.safetensors")
+    again = ldmkit.load(tmp_path / "model.safetensors")
+    assert next(again.denoiser.parameters()).dtype == torch.bfloat16
+    assert next(again.first_stage.parameters()).dtype == torch.float32
+    wide = ldmkit.load(tmp_path / "model.safetensors", dtype=torch.float32)
+    assert next(wide.denoiser.parameters()).dtype == torch.float32
+
+
+def test_an_unregistered_part_is_refused_with_the_call_that_helps(model, tmp_path):
+    class Mine(nn.Module):
+        reads, provides = ("x",), {"context": 8}
+
+        def forward(self, batch):
+            return Conditioning(context=batch["x"])
+
+        def null(self, batch):
+            return Conditioning(context=torch.zeros_like(batch["x"]))
+
+    mine = LatentDiffusion(
+        first_stage=model.first_stage, backbone=model.backbone, process=VP("cosine"), prediction="v", conditioner=Mine()
+    )
+    with pytest.raises(CompositionError, match=r"Mine is not registered.*ldmkit\.register\('conditioner'"):
+        mine.save(tmp_path / "mine.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_changed_by_hand_is_refused(model, tmp_path):
+    model.backbone.out[2] = nn.Conv2d(32, 5, 3, padding=1)
+    with pytest.raises(CompositionError, match=r"denoiser\.backbone\.out"):
+        model.save(tmp_path / "model.safetensors")
+
+
+def test_an_attribute_changed_by_hand_is_refused(model, tmp_path):
+    model.first_stage.num_res_blocks = 2
+    with pytest.raises(CompositionError, match="was built with"):
+        model.save(tmp_path / "model.safetensors")
+
+
+def rewritten(path, change):
+    """The file with its record changed."""
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["ldmkit"])
+    change(record)
+    save_file(load_file(path), path, {"format": "pt", "ldmkit": json.dumps(record)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda path: path.write_bytes(b""), CheckpointError, "not a readable safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), CheckpointError, "not a readable safetensors file"),
+        (lambda path: path.unlink(), FileNotFoundError, "there is no file"),
+        (lambda path: save_file({"a": torch.zeros(1)}, path), CheckpointError, "no recipe of ldmkit"),
+        (lambda path: rewritten(path, lambda r: r.update(format_version=99)), CheckpointError, "upgrade ldmkit"),
+        (lambda path: rewritten(path, lambda r: r.pop("recipe")), CheckpointError, "cannot be read"),
+        (lambda path: rewritten(path, lambda r: r["recipe"].pop("process")), CheckpointError, "a recipe has the keys"),
+        (
+            lambda path: rewritten(path, lambda r: r["recipe"]["backbone"].update(part="not-here")),
+            ldmkit.UnknownComponentError,
+            "unknown backbone 'not-here'",
+        ),
+        (
+            lambda path: rewritten(path, lambda r: r["recipe"]["backbone"]["options"].update(model_channels=64)),
+            CheckpointError,
+            "in the file",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_right_is_refused(model, tmp_path, spoil, error, message):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    spoil(path)
+    with pytest.raises(error, match=message):
+        ldmkit.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(model, tmp_path):
+    with torch.no_grad():
+        model.backbone.out[2].bias[0] = float("nan")
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"denoiser.backbone.out.2.bias: not finite"):
+        ldmkit.load(tmp_path / "model.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(partial):
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
