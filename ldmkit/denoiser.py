@@ -147,7 +147,7 @@ class Denoiser(nn.Module):
             level: per sample.
             cond: B samples.
         """
-        dtype = _dtype(self.backbone)
+        dtype = precision(self.backbone)
         x_in = (x * self.process.input_scale(level)).to(dtype)
         if cond.concat is not None:
             x_in = torch.cat([x_in, cond.concat.to(dtype)], dim=1)
@@ -188,7 +188,7 @@ class BoundDenoiser:
         self._process = denoiser.process
         self._moved = levels.process != denoiser.process
         self._prediction = PREDICTIONS[denoiser.prediction]
-        self._dtype = _dtype(denoiser.backbone)
+        self._dtype = precision(denoiser.backbone)
         self._concat = None if cond.concat is None else cond.concat.to(self._dtype)
         self._buffer: Tensor | None = None
         self._stops = {level: self._stop(level) for level in levels.stops}
@@ -340,7 +340,7 @@ def elbo_weights(process: Process, prediction: str) -> Tensor:
     return weights
 
 
-def _dtype(module: object) -> torch.dtype:
+def precision(module: object) -> torch.dtype:
     """The precision a network runs in: that of its floating-point parameters."""
     parameters = (p for p in cast(nn.Module, module).parameters() if p.is_floating_point())
     first = next(parameters, None)

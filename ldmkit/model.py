@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldmkit.composition import FirstStage, check_composition, composition_table, recipe_of
 from ldmkit.conditioning import Batch, Conditioner, Conditioning, Joint
-from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights
+from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights, precision
 from ldmkit.guidance import Guidance, NoGuidance
 from ldmkit.noise import Noise, seeds_from, tempered
 from ldmkit.process import Level, Levels, Process
@@ -100,6 +100,13 @@ class LatentDiffusion(nn.Module):
         self.first_stage.eval()
         return self
 
+    def cast(self, dtype: torch.dtype) -> Self:
+        """The network and the conditioners in this precision; the first stage keeps its own, as its scale must."""
+        self.denoiser.to(dtype)
+        if self.conditioner is not None:
+            self.conditioner.to(dtype)
+        return self
+
     def __str__(self) -> str:
         parts = (self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
         total = sum(p.numel() for p in self.parameters())
@@ -119,13 +126,14 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to latents; see :meth:`FirstStage.encode`."""
-        return self.stage.encode(image, noise)
+        """Images (B, C, H, W) in [-1, 1] to float32 latents; see :meth:`ldmkit.composition.FirstStage.encode`."""
+        dtype = precision(self.first_stage) if image.is_floating_point() else image.dtype
+        return self.stage.encode(image.to(dtype), None if noise is None else noise.to(dtype)).float()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to images (B, C, H, W), about [-1, 1] and not clamped."""
-        return self.stage.decode(z)
+        """Latents to float32 images (B, C, H, W), about [-1, 1] and not clamped."""
+        return self.stage.decode(z.to(self.device, precision(self.first_stage))).float()
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, h, w) of the latent of an image of ``size`` = (H, W) pixels.

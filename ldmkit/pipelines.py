@@ -141,7 +141,7 @@ def pipeline(
 
     built: Task = build("task", task) if isinstance(task, str) else task
     if isinstance(model, LatentDiffusion):
-        return Pipeline(built, model.to(device) if dtype is None else model.to(device, dtype))
+        return Pipeline(built, model.to(device) if dtype is None else model.to(device).cast(dtype))
     return Pipeline(built, load(model, device, dtype))
 
 

@@ -378,3 +378,12 @@ def test_latent_keys_are_filled_by_the_models_own_first_stage():
     filled = model.filled({"masked_image": image, "mask": mask})
     torch.testing.assert_close(filled["masked_image_latent"], 0.5 * image)
     assert model.sample({"masked_image": image, "mask": mask}, size=(8, 8), levels=2).shape == (1, 1, 8, 8)
+
+
+def test_a_cast_model_keeps_the_scale_of_its_first_stage_and_float32_at_its_borders():
+    parts = {"channels": 3, "base_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "scale": 0.18215}
+    recipe = Recipe(first_stage=Part("kl", parts), backbone=Part("unet", {**UNET, "channels": 3}), process=PROCESS)
+    model = compose(recipe).eval().cast(torch.bfloat16)
+    assert float(model.first_stage.scale) == pytest.approx(0.18215, rel=1e-6)
+    z = model.sample(size=(16, 16), levels=2)
+    assert z.dtype == model.decode(z).dtype == model.encode(torch.zeros(1, 3, 8, 8)).dtype == torch.float32

@@ -177,7 +177,6 @@ class Downsample(nn.Module):
 
     So it pads on the right and at the bottom only.
 
-
     Args:
         channels: of the input and of the result.
     """

@@ -101,4 +101,5 @@ def convergence_order(
     """
     points = [(math.log(n), math.log(solve(levels(n)))) for n in counts]
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    return -sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) * (x - mean_x) for x, _ in points)
+    slope: float = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    return -slope

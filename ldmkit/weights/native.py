@@ -77,12 +77,8 @@ def load(
     with without_initialisation():
         model = compose(recipe)
     _fill(model, tensors, tied, Path(path))
-    model.to(device)
-    if dtype is not None:
-        model.denoiser.to(dtype)
-        if model.conditioner is not None:
-            model.conditioner.to(dtype)
-    return model.eval()
+    model.to(device).eval()
+    return model if dtype is None else model.cast(dtype)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, str], dict[str, Tensor]]:
