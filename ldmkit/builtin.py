@@ -42,7 +42,9 @@ TABLE: dict[str, dict[str, str]] = {
         "unconditional": "ldmkit.tasks.unconditional:Unconditional",
         "class-conditional": "ldmkit.tasks.class_conditional:ClassConditional",
     },
-    "recipe": {},
+    "recipe": {
+        "digits": "ldmkit.recipes.digits:digits",
+    },
 }
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from ldmkit.recipe import Part
+import ldmkit
+from ldmkit.recipe import Part, Recipe
 
 NESTED = Part(
     "unet@ldmkit",
@@ -125,3 +127,45 @@ def test_a_part_needs_a_name(name: Any):
 def test_options_are_a_mapping():
     with pytest.raises(TypeError, match="must be a mapping"):
         Part("kl", [("a", 1)])  # type: ignore[arg-type]
+
+
+# ---- recipes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ldmkit.names("recipe"))
+def test_every_recipe_round_trips_through_json(name):
+    recipe = ldmkit.build("recipe", name)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize("name", ldmkit.names("recipe"))
+def test_every_recipe_composes_and_says_itself_again(name):
+    with torch.device("meta"):
+        model = ldmkit.compose(ldmkit.build("recipe", name))
+    assert {kind for kind, _ in model.recipe().parts()} == {kind for kind, _ in ldmkit.build("recipe", name).parts()}
+    with torch.device("meta"):
+        again = ldmkit.compose(model.recipe())
+    assert again.recipe() == model.recipe()
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def recipe_json():
+    return ldmkit.build("recipe", "digits").to_json()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data.pop("process"), "a recipe has the keys"),
+        (lambda data: data.update(code="print()"), "a recipe has the keys"),
+        (lambda data: data.update(prediction=3), "prediction is a string"),
+        (lambda data: data.update(backbone="unet"), "is no part"),
+        (lambda data: data["sources"]["digit"].pop("drop"), "a source needs"),
+        (lambda data: data["sources"]["digit"].update(guided="yes"), "a source needs"),
+    ],
+)
+def test_a_malformed_recipe_is_refused(spoil, message):
+    data = recipe_json()
+    spoil(data)
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_json(data)

@@ -1,0 +1,1 @@
+"""Recipes: how models are composed, as plain data. Nothing here imports torch."""
