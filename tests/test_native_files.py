@@ -112,6 +112,51 @@ def test_tied_tensors_are_stored_once_and_tied_names_come_back(model, tmp_path):
     assert torch.equal(again.conditioner.sources["x"].one.weight, tied.conditioner.sources["x"].one.weight)
 
 
+class Vocabulary(nn.Module):
+    """A conditioner whose words are data: filled from a path once, and from the file ever after."""
+
+    reads, provides = ("word",), {"context": 8}
+
+    def __init__(self):
+        super().__init__()
+        self.words = []
+        self.table = nn.Embedding(4, 8)
+
+    def fill(self, path):
+        self.words = path.read_text().split()
+        return self
+
+    def forward(self, batch):
+        return Conditioning(context=self.table(torch.tensor([[self.words.index(word)] for word in batch["word"]])))
+
+    def null(self, batch):
+        return Conditioning(context=torch.zeros(len(batch["word"]), 1, 8))
+
+    def get_extra_state(self):
+        return torch.frombuffer(bytearray(" ".join(self.words).encode() or b" "), dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        self.words = bytes(state.tolist()).decode().split()
+
+
+def test_data_of_a_component_travels_in_the_file(model, tmp_path):
+    ldmkit.register("conditioner", "vocabulary-for-test", Vocabulary, replace=True)
+    words = tmp_path / "words.txt"
+    words.write_text("cat dog bird fish")
+    told = LatentDiffusion(
+        first_stage=model.first_stage,
+        backbone=model.backbone,
+        process=VP("cosine"),
+        prediction="v",
+        conditioner={"word": ldmkit.build("conditioner", "vocabulary-for-test").fill(words)},
+    )
+    told.save(tmp_path / "m.safetensors")
+    words.unlink()
+    again = ldmkit.load(tmp_path / "m.safetensors")
+    batch = {"word": ["bird", "cat"]}
+    torch.testing.assert_close(again.conditioner(batch).context, told.conditioner(batch).context)
+
+
 def test_loading_draws_no_random_weights(model, tmp_path):
     path = tmp_path / "model.safetensors"
     model.save(path)

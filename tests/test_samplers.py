@@ -17,7 +17,7 @@ from ldmkit.samplers.plms import PLMS
 from ldmkit.testing import Gaussian, GaussianBackbone, convergence_order
 
 DATA = Gaussian(mean=0.4, std=0.6)
-DETERMINISTIC = [(DDIM(), 1), (PLMS(), 2)]
+DETERMINISTIC = [(DDIM(), DDIM.order), (PLMS(), PLMS.order)]
 EVERY = [DDIM(), DDIM(eta=0.5), DDIM(eta=1.0), DDPM(), DDPM(upper_variance=1.0), PLMS()]
 
 

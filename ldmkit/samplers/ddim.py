@@ -43,6 +43,8 @@ class DDIM:
 
     eta: float = 0.0
 
+    order = 1
+
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"sampler 'ddim' needs eta in [0, 1], got {self.eta}")

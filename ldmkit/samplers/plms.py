@@ -33,6 +33,8 @@ class PLMS:
     Source: Liu et al. 2022 (PNDM), eq. 12 and 13; the original's ``PLMSSampler``.
     """
 
+    order = 2
+
     def __call__(
         self, denoise: Denoise, x: Tensor, levels: Levels, noise: NoiseSource, at_stop: AtStop | None = None
     ) -> Tensor:

@@ -200,14 +200,23 @@ def _check_rebuilds(model: LatentDiffusion, recipe: Recipe) -> None:
     """Refuse a model that its own recipe does not describe."""
     with torch.device("meta"):
         again = compose(recipe)
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in again.state_dict().items()}
+    ours, theirs = _shapes(model), _shapes(again)
     if ours != theirs:
         different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         raise CompositionError(
             f"the model differs from what its recipe builds, in {len(different)} tensors such as {different[:5]}: a "
             "part was changed after it was built; build it with the options it should have, or merge the adapter"
         )
+
+
+def _is_data(name: str) -> bool:
+    """Whether a tensor is what ``get_extra_state`` gave: bytes of a tokenizer, class names; of any length."""
+    return name.endswith("_extra_state")
+
+
+def _shapes(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor; () for data, whose length is its own affair."""
+    return {name: () if _is_data(name) else tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _record(text: str, path: Path) -> tuple[Recipe, dict[str, str]]:
@@ -230,7 +239,7 @@ def _fill(model: LatentDiffusion, tensors: dict[str, Tensor], tied: Mapping[str,
     wrong = [f"missing {name}" for name in expected.keys() - tensors.keys()]
     wrong += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
     for name in expected.keys() & tensors.keys():
-        if expected[name].shape != tensors[name].shape:
+        if not _is_data(name) and expected[name].shape != tensors[name].shape:
             wrong.append(
                 f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
             )
