@@ -79,7 +79,7 @@ class Process(Protocol):
     def draw(self, u: Tensor) -> Tensor:
         """Training times (B,) as the quantiles u (B,) in [0, 1) of the distribution the process trains on."""
 
-    def input_scale(self, level: Level[Number]) -> Number:
+    def input_scale(self, level: Level[Number]) -> Number | float:
         """The factor on x before the network sees it."""
 
     def levels(self, n: int) -> Levels:
@@ -172,6 +172,10 @@ class VP:
         return rescaled
 
     @cached_property
+    def _alpha_bar(self) -> list[float]:
+        return self.alpha_bar.tolist()
+
+    @cached_property
     def _angle(self) -> list[float]:
         return torch.atan2((1 - self.alpha_bar).sqrt(), self.alpha_bar.sqrt()).tolist()
 
@@ -211,8 +215,8 @@ class VP:
             raise ValueError(f"process 'vp' has times 0 to {self.steps - 1}, got {t}")
         index = min(int(t), self.steps - 2)
         if t == int(t):
-            alpha_bar = float(self.alpha_bar[int(t)])
-            return Level(float(t), alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+            alpha_bar = self._alpha_bar[int(t)]
+            return Level(float(t), math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
         angle = self._angle[index] + (t - index) * (self._angle[index + 1] - self._angle[index])
         return Level(float(t), math.cos(angle), math.sin(angle))
 
@@ -242,9 +246,9 @@ class VP:
         """Uniform integers 0 ... T - 1, int64 (B,)."""
         return (u.double() * self.steps).long().clamp(max=self.steps - 1)
 
-    def input_scale(self, level: Level[Number]) -> Number:
+    def input_scale(self, level: Level[Number]) -> float:
         """1: the state already has unit variance."""
-        return level.alpha * 0 + 1
+        return 1.0
 
     def levels(self, n: int) -> Levels:
         """:func:`uniform`, the list of the original."""
@@ -312,9 +316,9 @@ class RectifiedFlow:
         """Uniform on [0, T), float32 (B,)."""
         return (u * self.steps).float()
 
-    def input_scale(self, level: Level[Number]) -> Number:
+    def input_scale(self, level: Level[Number]) -> float:
         """1: networks of this family see the state as it is."""
-        return level.alpha * 0 + 1
+        return 1.0
 
     def levels(self, n: int) -> Levels:
         """:func:`linspace` from pure noise to the clean level."""
