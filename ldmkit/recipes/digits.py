@@ -9,7 +9,7 @@ def digits() -> Recipe:
         first_stage=Part(
             "kl",
             {
-                "channels": 3,
+                "channels": 1,
                 "base_channels": 32,
                 "channel_mult": [1, 1, 2],
                 "num_res_blocks": 1,
@@ -20,11 +20,11 @@ def digits() -> Recipe:
         backbone=Part(
             "unet",
             {
-                "channels": 3,
+                "channels": 1,
                 "model_channels": 64,
                 "channel_mult": [1, 1],
                 "num_res_blocks": 1,
-                "attention_resolutions": [1, 2],
+                "attention_resolutions": [2],
                 "num_heads": 2,
                 "context_dim": 64,
                 "dropout": 0.1,
