@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldmkit._version import __version__ as __version__
 from ldmkit.errors import AmbiguousComponentError as AmbiguousComponentError
+from ldmkit.errors import BatchError as BatchError
 from ldmkit.errors import CheckpointError as CheckpointError
 from ldmkit.errors import CompositionError as CompositionError
 from ldmkit.errors import FactoryError as FactoryError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ldmkit.process import Process as Process
     from ldmkit.recipe import Part as Part
     from ldmkit.recipe import Recipe as Recipe
+    from ldmkit.recipe import Source as Source
     from ldmkit.registry import build as build
     from ldmkit.registry import describe as describe
     from ldmkit.registry import hookimpl as hookimpl
@@ -58,6 +60,7 @@ _HOMES = {
     "Process": "ldmkit.process",
     "Part": "ldmkit.recipe",
     "Recipe": "ldmkit.recipe",
+    "Source": "ldmkit.recipe",
     "build": "ldmkit.registry",
     "describe": "ldmkit.registry",
     "hookimpl": "ldmkit.registry",

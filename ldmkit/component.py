@@ -114,7 +114,8 @@ class Component:
             raise OptionError(f"unknown option {quoted(unknown)} for {self}; it takes {signature}{near}")
         missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
         if missing:
-            raise OptionError(f"missing option {quoted(missing)} for {self}; it takes {signature}")
+            give = ", ".join(f"{key}=..." for key in missing)
+            raise OptionError(f"missing option {quoted(missing)} for {self}: give {give}")
 
     def _origin(self, options: Mapping[str, Any]) -> Origin:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def composition_table(
         ("first stage", first_stage, image),
         ("backbone", backbone, f"{backbone.channels} channels, sides x{backbone.multiple}; reads {reads}"),
         *([] if conditioner is None else [_source_row(conditioner, name) for name in conditioner.sources]),
-        ("process", process, f"{process}"),
+        ("process", process, _brief(process)),
     ]
     table = [("slot", "component", "shapes", "parameters", "owner")]
     table += [(slot, _name(part), shapes, _parameters(part), _owner(part)) for slot, part, shapes in rows]
@@ -124,6 +125,15 @@ def composition_table(
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     lines.insert(1, "-" * max(len(line) for line in lines))
     return "\n".join([*lines, f"predicts {prediction}"])
+
+
+def _brief(process: object) -> str:
+    """A process without the options that have their default value."""
+    if not is_dataclass(process):
+        return str(process)
+    own = {field.name: (getattr(process, field.name), field.default) for field in fields(process)}
+    said = ", ".join(f"{name}={value!r}" for name, (value, default) in own.items() if value != default)
+    return f"{type(process).__name__}({said})"
 
 
 def _source_row(conditioner: Joint, name: str) -> tuple[str, object, str]:

@@ -26,9 +26,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ldmkit.errors import CompositionError
+from ldmkit.errors import BatchError, CompositionError
 
 SLOTS = ("context", "vector", "label", "concat")
+LATENT = "_latent"
 Batch = Mapping[str, Any]
 
 
@@ -213,6 +214,13 @@ class Conditioner(Protocol):
     def null(self, batch: Batch, /) -> Conditioning: ...
 
 
+@runtime_checkable
+class AlsoReads(Protocol):
+    """A conditioner that uses further batch keys where they are given."""
+
+    also_reads: tuple[str, ...]
+
+
 class Joint(nn.Module):
     """A model's conditioners as named sources.
 
@@ -275,19 +283,35 @@ class Joint(nn.Module):
             parts.append(where(keep[name], part, source.null(batch)) if name in keep else part)
         return join(parts)
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, *, encoded: bool = True) -> None:
         """Refuse a batch that lacks a key, naming who reads it.
 
+        Args:
+            batch: what the sources read.
+            encoded: False before the model has encoded what ends in ``_latent``: the image itself is then enough.
+
         Raises:
-            KeyError: a source reads a key that the batch does not have.
+            BatchError: a source reads a key that the batch does not have.
         """
         for name, source in self.conditioners().items():
-            missing = [key for key in source.reads if key not in batch]
+            missing = [
+                key
+                for key in source.reads
+                if key not in batch and (encoded or not key.endswith(LATENT) or key.removesuffix(LATENT) not in batch)
+            ]
             if missing:
-                raise KeyError(
+                raise BatchError(
                     f"source '{name}' ({type(source).__name__}) reads {missing}, which the batch does not have; "
                     f"it has {sorted(batch)}"
                 )
+
+    def may_read(self) -> list[str]:
+        """Every key that some source reads or may read, and the images of those that end in ``_latent``."""
+        keys = [*self.reads]
+        for source in self.sources.values():
+            keys += source.also_reads if isinstance(source, AlsoReads) else ()
+        images = [key.removesuffix(LATENT) for key in keys if key.endswith(LATENT)]
+        return list(dict.fromkeys([*keys, *images]))
 
 
 def _check_conditioner(name: str, source: object) -> None:

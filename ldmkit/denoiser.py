@@ -128,6 +128,12 @@ class Denoiser(nn.Module):
                 f"{type(backbone).__name__} is not a backbone: an nn.Module with channels, accepts, multiple and "
                 "forward(x, t, context, context_mask, vector, label)"
             )
+        if isinstance(backbone, Bindable) and getattr(type(backbone), "bind", None) is None:
+            raise TypeError(
+                f"{type(backbone).__name__} wraps a backbone and hides its call from bind, so that sampling would run "
+                "the module inside it: compile a backbone in place, backbone.compile()"
+            )
+        _check_process(process)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {list(PREDICTIONS)}, got {prediction!r}")
         if prediction == "eps" and process.level(process.t_max).alpha == 0:
@@ -338,6 +344,12 @@ def elbo_weights(process: Process, prediction: str) -> Tensor:
         weights = beta**2 / (2 * posterior * (1 - beta) * (1 - alpha_bar))
     weights[0] = weights[1]
     return weights
+
+
+def _check_process(process: object) -> None:
+    if not isinstance(process, Process):
+        hint = f": ldmkit.build('process', {process!r})" if isinstance(process, str) else ""
+        raise TypeError(f"{process!r} is not a process{hint}")
 
 
 def precision(module: object) -> torch.dtype:

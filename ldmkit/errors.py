@@ -13,6 +13,13 @@ class CompositionError(LdmkitError, ValueError):
     """Two components that do not fit each other; the message names both and the fix."""
 
 
+class BatchError(LdmkitError, KeyError):
+    """A batch that lacks what a conditioner reads, or holds what nobody reads; before any computation."""
+
+    # KeyError shows the repr of its message, which buries a sentence in quotes and escapes.
+    __str__ = Exception.__str__
+
+
 class CheckpointError(LdmkitError):
     """A file that cannot be read as a model: damaged, hostile, incomplete or of another model."""
 

@@ -17,9 +17,11 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from ldmkit.component import did_you_mean
 from ldmkit.composition import FirstStage, check_composition, composition_table, recipe_of
-from ldmkit.conditioning import Batch, Conditioner, Conditioning, Joint
+from ldmkit.conditioning import LATENT, Batch, Conditioner, Conditioning, Joint
 from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights, precision
+from ldmkit.errors import BatchError
 from ldmkit.guidance import Guidance, NoGuidance
 from ldmkit.noise import Noise, seeds_from, tempered
 from ldmkit.process import Level, Levels, Process
@@ -155,7 +157,7 @@ class LatentDiffusion(nn.Module):
         """The batch on the model's device, with every ``*_latent`` key that a conditioner reads encoded here."""
         ready = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
         for key in self.conditioner.reads if self.conditioner is not None else ():
-            source = key.removesuffix("_latent")
+            source = key.removesuffix(LATENT)
             if key not in ready and key != source and source in ready:
                 ready[key] = self.encode(ready[source])
         return ready
@@ -196,14 +198,14 @@ class LatentDiffusion(nn.Module):
             (B, c, h, w) float32 latents at the landing level; :meth:`decode` makes them images.
 
         Raises:
-            ValueError, KeyError: an argument does not fit; before any network runs.
+            BatchError: the batch lacks a key that a conditioner reads, or has one that none reads.
+            ValueError: an argument does not fit; before any network runs.
         """
         sampler, guidance = sampler or DDIM(), guidance or NoGuidance()
         levels = self.process.levels(levels) if isinstance(levels, int) else levels
         shape = self.latent_shape(size)
         batch = batch or {}
-        if self.conditioner is not None:
-            self.conditioner.check(_with_latents(batch))
+        self._check_batch(batch)
         with torch.no_grad() if guidance.needs_grad else torch.inference_mode():
             cond, uncond = self._condition(batch, guidance.needs_uncond)
             count = _count(cond, seed, count, start)
@@ -215,6 +217,16 @@ class LatentDiffusion(nn.Module):
             step_noise = noise if temperature == 1 else tempered(noise, temperature)
             z = sampler(denoise, x, levels, step_noise, at_stop)
         return z.clone()
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that lacks a key, and one with a key that nobody would read."""
+        known = [] if self.conditioner is None else self.conditioner.may_read()
+        for key in batch:
+            if key not in known:
+                reads = f"its conditioners read {known}" if known else "it has no conditioner"
+                raise BatchError(f"the model would ignore '{key}' of the batch{did_you_mean(key, known)}; {reads}")
+        if self.conditioner is not None:
+            self.conditioner.check(batch, encoded=False)
 
     def _condition(self, batch: Batch, with_null: bool) -> tuple[Conditioning, Conditioning | None]:
         if self.conditioner is None:
@@ -283,7 +295,7 @@ class LatentDiffusion(nn.Module):
         if "latent" in batch:
             return cast(Tensor, batch["latent"])
         if "image" not in batch:
-            raise KeyError(f"training needs 'image' or 'latent' in the batch, which has {sorted(batch)}")
+            raise BatchError(f"training needs 'image' or 'latent' in the batch, which has {sorted(batch)}")
         image: Tensor = batch["image"]
         like = image.new_empty(image.shape[0], *self.latent_shape((image.shape[2], image.shape[3])))
         return self.encode(image, noise.on("posterior")(like, _ANY_LEVEL))
@@ -309,11 +321,6 @@ def _joint(conditioner: Conditioner | Mapping[str, Conditioner] | Joint | None) 
             "null(batch)"
         )
     return Joint({conditioner.reads[0] if conditioner.reads else "condition": conditioner})
-
-
-def _with_latents(batch: Batch) -> Batch:
-    """The keys a batch will have once the model has encoded what ends in ``_latent``."""
-    return {**{f"{key}_latent": None for key in batch}, **batch}
 
 
 def _count(cond: Conditioning, seed: int | Sequence[int], count: int | None, start: Tensor | None) -> int:

@@ -7,8 +7,8 @@ A :class:`Process` maps a time to a :class:`Level`, the pair of
 and back from the log signal-to-noise ratio :math:`\lambda = 2 \log(\alpha / \sigma)`. Time grows with noise. A
 :class:`Levels` is the list of N + 1 levels of one trajectory: N stops and the level where it lands.
 
-All tables are computed in float64 and leave this module as Python floats (one level for all samples) or float32
-tensors (one per sample, in training). There are no networks here and nothing is drawn at random.
+All tables are computed in float64 on the CPU and leave this module as Python floats (one level for all samples) or
+float32 tensors (one per sample, in training). There are no networks here and nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -90,20 +90,20 @@ class Process(Protocol):
 
 
 def _linear(steps: int, start: float, end: float) -> Tensor:
-    return torch.linspace(start, end, steps, dtype=torch.float64)
+    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
 
 
 def _scaled_linear(steps: int, start: float, end: float) -> Tensor:
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64, device="cpu") ** 2
 
 
 def _sqrt(steps: int, start: float, end: float) -> Tensor:
-    return torch.linspace(start, end, steps, dtype=torch.float64) ** 0.5
+    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu") ** 0.5
 
 
 def _cosine(steps: int) -> Tensor:
     offset = 8e-3
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps + offset
+    t = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps + offset
     alpha_bar = torch.cos(t / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(0, 0.999)
 

@@ -16,7 +16,7 @@ SPINE = {
     "samplers": {"denoiser", "noise", "process", "samplers"},
 }
 SPINE["composition"] = {"errors", "conditioning", "denoiser", "process", "recipe", "registry"}
-SPINE["model"] = {*SPINE, "recipe", "registry", "weights"} - {"errors"}
+SPINE["model"] = {*SPINE, "component", "errors", "recipe", "registry", "weights"}
 LEAVES = {"first_stages": set(), "backbones": set(), "conditioners": {"process"}}
 HEAVY = {"timm", "open_clip", "transformers", "diffusers"}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ldmkit.conditioning import Conditioning, Joint, batch, join, where
-from ldmkit.errors import CompositionError
+from ldmkit.errors import BatchError, CompositionError
 
 
 class Fixed(nn.Module):
@@ -89,7 +89,7 @@ def test_each_source_is_dropped_on_its_own_before_joining():
 
 def test_a_missing_batch_key_names_the_source_that_reads_it():
     joint = Joint({"depth": Fixed({"concat": 1}, reads=("depth",), concat=torch.ones(1, 1, 2, 2))})
-    with pytest.raises(KeyError, match=r"source 'depth' \(Fixed\) reads \['depth'\]"):
+    with pytest.raises(BatchError, match=r"source 'depth' \(Fixed\) reads \['depth'\]"):
         joint({"image": None})
 
 

@@ -8,6 +8,7 @@ from ldmkit.conditioning import Conditioning
 from ldmkit.denoiser import PREDICTIONS, Denoiser, DenoisingLoss, elbo_weights
 from ldmkit.errors import CompositionError
 from ldmkit.process import EDM, VP, RectifiedFlow, at, trailing, uniform
+from ldmkit.registry import build
 from ldmkit.testing import GaussianBackbone
 
 
@@ -26,6 +27,11 @@ class Mixing(nn.Module):
     def forward(self, x, t, context=None, context_mask=None, vector=None, label=None):
         extra = vector + self.table(label) + context.mean(1)
         return self.mix(x) + extra[:, :, None, None] + torch.cos(t)[:, None, None, None]
+
+
+def small_unet():
+    options = {"model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
+    return build("backbone", "unet", channels=1, num_heads=1, **options)
 
 
 def conditioning(batch=2):
@@ -165,6 +171,12 @@ def test_elbo_weights_are_positive_and_start_with_their_second_entry():
     [
         (lambda: Denoiser(nn.Linear(2, 2), VP()), TypeError, "is not a backbone"),
         (lambda: Denoiser(Mixing(), VP(), "noise"), ValueError, "'eps', 'v', 'x0', 'flow'"),
+        (lambda: Denoiser(Mixing(), "vp"), TypeError, r"ldmkit\.build\('process', 'vp'\)"),
+        (
+            lambda: Denoiser(torch.compile(small_unet(), backend="eager"), VP()),
+            TypeError,
+            "compile a backbone in place",
+        ),
         (lambda: DenoisingLoss("huber"), ValueError, "'l1' and 'l2'"),
         (lambda: DenoisingLoss(learn_log_variance=True), ValueError, "times"),
         (lambda: elbo_weights(EDM(), "v"), CompositionError, "elbo_weight=0"),

@@ -9,7 +9,7 @@ from torch import nn
 import ldmkit
 from ldmkit.conditioning import Conditioning, Joint
 from ldmkit.denoiser import DenoisingLoss
-from ldmkit.errors import CompositionError
+from ldmkit.errors import BatchError, CompositionError
 from ldmkit.guidance import CFG, clip, quantize
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.noise import Noise
@@ -259,7 +259,12 @@ def test_a_result_can_be_used_with_gradients():
     [
         ({"size": (9, 8)}, ValueError, "multiples of 2 px .* use 8 or 10 for 9"),
         ({"size": (0, 8)}, ValueError, "multiples of 2 px"),
-        ({"batch": {}}, KeyError, "source 'class' .* reads"),
+        ({"batch": {}}, BatchError, r"source 'class' .* reads \['label'\], .*it has \[\]"),
+        (
+            {"batch": {"label": torch.tensor([0, 1]), "lable": 1}},
+            BatchError,
+            "would ignore 'lable'.*did you mean 'label'",
+        ),
         ({"seed": [1, 2, 3]}, ValueError, "the number of images is said twice: .*'the seeds': 3"),
         ({"start": torch.zeros(2, 1, 4, 4)}, ValueError, r"start has shape \(2, 1, 4, 4\)"),
         ({"levels": 0}, ValueError, "at least 1 step"),
@@ -361,8 +366,13 @@ def test_the_variational_weight_needs_betas():
     assert (model(batch, [1, 2]) > plain(batch, [1, 2])).all()
 
 
+def test_a_model_without_conditioner_refuses_a_condition():
+    with pytest.raises(BatchError, match=r"would ignore 'prompt'.*it has no conditioner"):
+        plain_model().sample({"prompt": ["a cat"]}, size=(8, 8))
+
+
 def test_a_batch_without_image_or_latent_is_refused():
-    with pytest.raises(KeyError, match="training needs 'image' or 'latent'"):
+    with pytest.raises(BatchError, match="training needs 'image' or 'latent'"):
         plain_model()({"label": torch.tensor([0])}, [0])
 
 

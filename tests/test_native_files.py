@@ -61,6 +61,13 @@ def test_a_saved_model_comes_back_bit_by_bit(model, tmp_path):
     assert not again.training
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
+def test_every_prediction_saves_and_loads(model, prediction, tmp_path):
+    parts = {"first_stage": model.first_stage, "backbone": model.backbone, "conditioner": model.conditioner}
+    LatentDiffusion(**parts, process=VP(), prediction=prediction).save(tmp_path / "m.safetensors")
+    assert ldmkit.load(tmp_path / "m.safetensors").denoiser.prediction == prediction
+
+
 def test_a_file_holds_no_code_and_opens_in_another_process(model, tmp_path):
     path = tmp_path / "model.safetensors"
     model.save(path)

@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "context and label": {"context_dim": 24, "num_classes": 10},
     "vector": {"vector_dim": 5, "qkv_first": True},
     "label, residual resampling": {"num_classes": 10, "resblock_updown": True, "scale_shift_norm": True},
-    "concat, no-conv resampling": {"concat_channels": 2, "conv_resample": False, "out_channels": 6},
+    "concat, no-conv resampling": {"concat_channels": 2, "conv_resample": False},
     "depth per level, linear": {
         "context_dim": 24,
         "attention_resolutions": (1, 2),
@@ -190,7 +190,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(name: str) -> None:
     unet = made(**VARIANTS[name])
     x, t, cond = state(unet, 3, 8, 12), torch.tensor([3.0, 600.0, 999.0]), told(unet, 3, masked=True)
     together = predict(unet, x, t, cond)
-    assert together.shape == (3, unet.out_channels or unet.channels, 8, 12)
+    assert together.shape == (3, unet.channels, 8, 12)
     for i in range(3):
         alone = predict(unet, x[i : i + 1], t[i : i + 1], cond.map(lambda value, i=i: value[i : i + 1]))
         assert relative_error(alone[0], together[i]) < 1e-5

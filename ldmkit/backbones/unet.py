@@ -57,13 +57,12 @@ class UNet(nn.Module):
     """The UNet of latent diffusion and Stable Diffusion.
 
     Args:
-        channels: channels of the state (and of the prediction, unless ``out_channels`` says otherwise).
+        channels: channels of the state and of the prediction.
         model_channels: width of the first level; a multiple of 32.
         channel_mult: width of each level, in units of ``model_channels``.
         num_res_blocks: residual blocks per level (the output half has one more).
         attention_resolutions: the **downsampling factors** (1, 2, 4, ...) at which levels have attention; factors
             that the network does not reach are ignored. The middle always has it.
-        out_channels: channels of the prediction; None: ``channels``.
         concat_channels: channels of ``concat``, which x carries after the state's.
         num_heads: attention heads at every level. Exactly one of this and ``head_channels``.
         head_channels: width of a head, so that a level of C channels has ``C // head_channels`` heads.
@@ -99,7 +98,6 @@ class UNet(nn.Module):
         channel_mult: Sequence[int],
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
-        out_channels: int | None = None,
         concat_channels: int = 0,
         num_heads: int | None = None,
         head_channels: int | None = None,
@@ -122,7 +120,6 @@ class UNet(nn.Module):
         self.channel_mult = tuple(channel_mult)
         self.num_res_blocks = num_res_blocks
         self.attention_resolutions = tuple(attention_resolutions)
-        self.out_channels = out_channels
         self.concat_channels = concat_channels
         self.num_heads = num_heads
         self.head_channels = head_channels
@@ -213,7 +210,7 @@ class UNet(nn.Module):
                 stage.append(self._double(width))
 
         self._shift_widths = [block.shift_channels for block in self._layers(ResBlock)]
-        last_conv = nn.Conv2d(width, self.out_channels or self.channels, 3, padding=1)
+        last_conv = nn.Conv2d(width, self.channels, 3, padding=1)
         self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), zeroed(last_conv))
 
     @property
@@ -276,7 +273,7 @@ class UNet(nn.Module):
             label: (B,) integer classes.
 
         Returns:
-            (B, out_channels, H, W).
+            (B, channels, H, W).
 
         Raises:
             ValueError: a shape does not fit, a slot that the network reads is missing, or one that it does not read
@@ -470,7 +467,7 @@ class BoundUNet:
     table: Mapping[float, Tensor]
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """(B, channels + concat_channels, H, W) at the time t of all samples to (B, out_channels, H, W)."""
+        """(B, channels + concat_channels, H, W) at the time t of all samples to (B, channels, H, W)."""
         if self.batch is not None and x.shape[0] != self.batch:
             raise ValueError(f"backbone 'unet' was bound to a conditioning of {self.batch} samples, got {x.shape[0]}")
         # Through the module's call, so that a UNet compiled in place (unet.compile()) is compiled here too.

@@ -89,6 +89,7 @@ class Layout(nn.Module):
         self.head_width = head_width
         self.names = class_names(names, classes, "layout")
         self.reads: tuple[str, ...] = (objects,)
+        self.also_reads: tuple[str, ...] = ("crop",)
         self.provides: Mapping[str, int] = {"context": width}
         vocabulary = Vocabulary(classes, tokens, self.flags)
         self.tokenizer = LayoutTokenizer(KINDS[objects], vocabulary, max_objects, crop_tokens)

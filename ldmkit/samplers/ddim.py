@@ -36,7 +36,7 @@ class DDIM:
         eta: the share of fresh noise, in [0, 1]; 0 is deterministic.
 
     Raises:
-        ValueError: eta outside [0, 1].
+        ValueError: eta outside [0, 1]; in a call, a clean level to leave from, or eta > 0 where noise does not fall.
 
     Source: Song et al. 2021, eq. 12 and 16.
     """

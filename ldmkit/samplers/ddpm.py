@@ -32,7 +32,7 @@ class DDPM:
             ``v_posterior``); 0 is the posterior's own variance.
 
     Raises:
-        ValueError: v outside [0, 1].
+        ValueError: v outside [0, 1]; in a call, levels whose noise does not fall.
 
     Source: Ho et al. 2020, eq. 6, 7 and section 3.2.
     """

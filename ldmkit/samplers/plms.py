@@ -30,6 +30,9 @@ class PLMS:
 
     A single step onto a clean level is a DDIM step: there is no noise to average there.
 
+    Raises:
+        ValueError: in a call, a stop at pure noise or at a clean level.
+
     Source: Liu et al. 2022 (PNDM), eq. 12 and 13; the original's ``PLMSSampler``.
     """
 
