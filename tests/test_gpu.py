@@ -48,7 +48,7 @@ def test_the_loop_never_waits_for_the_device(model, name):
     levels = model.process.levels(5)
     cond = model.conditioner(model.filled({"label": torch.tensor([1, 2])}))
     uncond = model.conditioner.null(model.filled({"label": torch.tensor([1, 2])}))
-    x = torch.randn(2, 3, 8, 8, device="cuda")
+    x = torch.randn(2, model.backbone.channels, 8, 8, device="cuda")
     with torch.inference_mode():
         denoise = CFG(2.0)(lambda c: model.denoiser.bind(c, levels), cond, uncond, levels)
         denoise(x, levels.start)

@@ -55,7 +55,7 @@ def test_time_embeddings_and_context_are_computed_once_per_call(model):
     with torch.inference_mode():
         cond = model.conditioner({"label": torch.tensor([1])})
     with torch.inference_mode(), Counting() as counting:
-        model.backbone(torch.zeros(1, 3, 8, 8), torch.zeros(1), context=cond.context)
+        model.backbone(torch.zeros(1, model.backbone.channels, 8, 8), torch.zeros(1), context=cond.context)
     whole = sum(counting.counts.get(name, 0) for name in products)
     assert per_step < whole
 
