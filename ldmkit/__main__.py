@@ -1,7 +1,8 @@
 """``python -m ldmkit``: ask the registry from a shell.
 
 ``components``, ``describe`` and ``plugins`` print what the functions of :mod:`ldmkit.registry` return, and work when
-every plug-in is broken. Exit status 0: done; 1: an error of ldmkit, in one line on stderr; 2: the command line.
+every plug-in is broken; ``check`` puts a component through the conformance suite. Exit status 0: done; 1: an error of
+ldmkit, in one line on stderr, or a check that fails; 2: the command line.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return int(import_module("ldmkit.demo.sheet").main(["--out", options.out] if options.out else []) or 0)
+        if options.command == "check":
+            return _check(options)
         print(_answer(options))
     except LdmkitError as error:
         print(f"ldmkit: error: {error}", file=sys.stderr)
@@ -45,6 +48,15 @@ def _answer(options: argparse.Namespace) -> str:
                 return str(registry.describe(options.kind, options.name))
             case _:
                 return _plugins(options.json)
+
+
+def _check(options: argparse.Namespace) -> int:
+    with contextlib.redirect_stdout(sys.stderr):
+        report = import_module("ldmkit.testing.report").report(
+            options.kind, options.name, options.options, options.example
+        )
+    print(report)
+    return int(report.failed > 0)
 
 
 def _components(kinds: Sequence[str], as_json: bool) -> str:
@@ -97,11 +109,27 @@ def _parser() -> argparse.ArgumentParser:
     describe = commands.add_parser("describe", help="show the options, purpose, source and owner of one component")
     describe.add_argument("kind", choices=registry.KINDS, metavar="KIND", help=", ".join(registry.KINDS))
     describe.add_argument("name", metavar="NAME", help="a name, or name@distribution")
+    check = commands.add_parser("check", help="put one component through the conformance suite")
+    check.add_argument("kind", choices=registry.KINDS, metavar="KIND", help=", ".join(registry.KINDS))
+    check.add_argument("name", metavar="NAME", help="a name, or name@distribution")
+    check.add_argument("--options", type=_options, metavar="JSON", help="its keywords, as a JSON object")
+    check.add_argument("--example", metavar="MODULE:NAME", help="an ldmkit.testing.Example to use")
     plugins = commands.add_parser("plugins", help="list every plug-in, and why one is not loaded")
     plugins.add_argument("--json", action="store_true")
     demo = commands.add_parser("demo", help="sample the bundled model and write a contact sheet")
     demo.add_argument("--out", metavar="DIR", help="the folder to write to")
     return parser
+
+
+def _options(text: str) -> dict[str, object]:
+    """The keywords in a JSON object; argparse makes its usage message of the error."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f'a JSON object is wanted, as in {{"factor": 4}}; got {text}')
+    return options
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_the_split_is_fixed_and_disjoint():
 def test_the_record_says_how_it_was_made_and_matches_the_file(record):
     assert record["trained"] == dict(read_recipe(DIGITS).notes)
     assert {"seed", "data", "command", "steps"} <= record["trained"].keys()
-    assert record["samples_per_sampler"] >= 2000
+    assert record["samples"]["ddim"] >= 2000
     assert DIGITS.stat().st_size < 12e6
 
 

@@ -30,8 +30,8 @@ from ldmkit.model import LatentDiffusion
 from ldmkit.registry import build
 from ldmkit.weights.native import load, read_recipe
 
-SAMPLES = 2000
-RUNS = {"ddim": 50, "plms": 50, "ddpm": 250}
+RUNS = {"ddim": (25, 2000), "plms": (25, 2000), "ddpm": (250, 500)}
+"""Sampler -> (steps, samples)."""
 SCALE = 2.0
 FIRST_SEED = 1_000_000
 
@@ -41,23 +41,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ldmkit.demo.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--record", type=Path, default=RECORD)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="per sampler")
     options = parser.parse_args()
     model, (train, test) = load(options.model), load_digits()
     reader = SVC(C=10.0, gamma=0.02).fit(small(train.image), train.label.numpy())
     share = {"real test digits": right(reader, test)}
     record: dict[str, Any] = {
         "trained": dict(read_recipe(options.model).notes),
-        "measured_with": f"python -m ldmkit.demo.evaluate --samples {options.samples}",
-        "samples_per_sampler": options.samples,
+        "measured_with": "python -m ldmkit.demo.evaluate",
         "guidance_scale": SCALE,
-        "steps": RUNS,
+        "steps": {sampler: steps for sampler, (steps, _) in RUNS.items()},
+        "samples": {sampler: count for sampler, (_, count) in RUNS.items()},
         "first_seed": FIRST_SEED,
         "reconstruction": reconstruction(model, test),
         "class_share": share,
     }
-    for sampler, steps in RUNS.items():
-        digits = sampled(model, sampler, steps, options.samples)
+    for sampler, (steps, count) in RUNS.items():
+        digits = sampled(model, sampler, steps, count)
         share[sampler] = right(reader, digits)
         if sampler == "ddim":
             record["copies"] = copies(digits, train, test)

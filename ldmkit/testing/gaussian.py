@@ -13,7 +13,7 @@ sampler must reproduce.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ class GaussianBackbone(nn.Module):
         self.process = process
         self.prediction = prediction
         self.channels = channels
-        self.accepts: dict[str, int] = {}
+        self.accepts: Mapping[str, int] = {}
         self.data = Gaussian() if data is None else data
         self.unused = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
