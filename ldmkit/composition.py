@@ -13,11 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ldmkit.conditioning import SLOTS, Conditioner, Joint
-from ldmkit.denoiser import Backbone
+from ldmkit.denoiser import Backbone, DenoisingLoss
 from ldmkit.errors import CompositionError
-from ldmkit.process import Process
+from ldmkit.guidance import Guidance
+from ldmkit.process import Levels, Process
 from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.registry import find, origin
+from ldmkit.samplers.contract import Checking, Sampler
 
 
 @runtime_checkable
@@ -47,8 +49,6 @@ def label_of(component: object) -> str:
     built = origin(component)
     return type(component).__name__ if built is None else f"'{built.name}'"
 
-
-# ---- checks ---------------------------------------------------------------------------------------------------------
 
 _KEYWORD = {"context": "context_dim", "vector": "vector_dim", "label": "num_classes", "concat": "concat_channels"}
 _UNIT = {"context": "width", "vector": "width", "label": "classes", "concat": "channels"}
@@ -85,6 +85,40 @@ def check_composition(first_stage: FirstStage, backbone: Backbone, conditioner: 
             )
 
 
+def check_objective(objective: DenoisingLoss, process: Process) -> None:
+    """Refuse a log-variance per time that is not one per time of the process.
+
+    Raises:
+        CompositionError: the numbers differ, or the process has no table of times.
+    """
+    if objective.times is not None and objective.times != process.table:
+        raise CompositionError(
+            f"the objective has a log-variance for {objective.times} times; process {_brief(process)} has "
+            f"{process.table or 'no table of times'}: build DenoisingLoss with times=process.table"
+        )
+
+
+def check_call(sampler: object, guidance: object, levels: object, temperature: float) -> None:
+    """Refuse what is no sampler, guidance or list of levels, and what this sampler cannot honour.
+
+    Raises:
+        TypeError: something is not what its argument needs.
+        ValueError: a negative temperature, one that a deterministic sampler would ignore, or what the sampler's own
+            ``check(levels)`` refuses.
+    """
+    for value, protocol, kind in ((sampler, Sampler, "sampler"), (guidance, Guidance, "guidance")):
+        if not isinstance(value, protocol):
+            raise TypeError(f"{value!r} is not a {kind}: ldmkit.build('{kind}', name) builds one")
+    if not isinstance(levels, Levels):
+        raise TypeError(f"levels must be a number of steps or Levels, got {levels!r}")
+    if temperature < 0:
+        raise ValueError(f"noise temperature must be at least 0, got {temperature}")
+    if isinstance(sampler, Checking):
+        if temperature != 1 and not sampler.stochastic:
+            raise ValueError(f"{sampler} draws no noise, so that temperature={temperature} would be ignored")
+        sampler.check(levels)
+
+
 def _check_slot(slot: str, given: int | None, backbone: Backbone, sources: Mapping[str, Conditioner]) -> None:
     read = backbone.accepts.get(slot)
     if given == read:
@@ -101,9 +135,6 @@ def _check_slot(slot: str, given: int | None, backbone: Backbone, sources: Mappi
         f"conditioner {' + '.join(givers)} gives {slot} of {_UNIT[slot]} {given}; {who} {expects}: build the backbone "
         f"with {_KEYWORD[slot]}={given}, or choose another conditioner"
     )
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 def composition_table(
@@ -158,9 +189,6 @@ def _parameters(part: object) -> str:
     return f"{sum(p.numel() for p in part.parameters()):,}" if isinstance(part, nn.Module) else ""
 
 
-# ---- the recipe -----------------------------------------------------------------------------------------------------
-
-
 def part_of(kind: str, component: object) -> Part:
     """The part that builds a component again: its registered name, and its constructor keywords as attributes.
 
@@ -174,6 +202,8 @@ def part_of(kind: str, component: object) -> Part:
     else:
         name = _registered_name(kind, cls)
     given = {} if built is None or built.part is None else built.part.options
+    if built is not None and built.part is not None and not _makes(kind, built.qualified, cls):
+        return Part(name, built.part.options)  # a function built it: its options are the only ones there are
     options = {}
     for keyword, parameter in inspect.signature(cls).parameters.items():
         value = _attribute(kind, component, keyword)
@@ -190,6 +220,13 @@ def part_of(kind: str, component: object) -> Part:
     return part
 
 
+def _said(component: object) -> dict[str, Any]:
+    """Constructor keywords, read back from attributes of the same name, where they differ from their default."""
+    keywords = inspect.signature(type(component)).parameters.items()
+    values = {name: (getattr(component, name), parameter.default) for name, parameter in keywords}
+    return {name: value for name, (value, default) in values.items() if not _is_default(value, default)}
+
+
 def _kept(options: Mapping[str, object], cls: type) -> Mapping[str, object]:
     """The options that differ from the defaults, as :func:`part_of` keeps them."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
@@ -201,6 +238,11 @@ def _is_default(value: object, default: object) -> bool:
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and tuple(value) == default
     return type(value) is type(default) and value == default
+
+
+def _makes(kind: str, name: str, cls: type) -> bool:
+    """Whether the registered factory is the class itself."""
+    return name in find(kind, cls)
 
 
 def _registered_name(kind: str, cls: type) -> str:
@@ -230,6 +272,7 @@ def recipe_of(
     process: Process,
     prediction: str,
     conditioner: Joint | None,
+    objective: DenoisingLoss,
 ) -> Recipe:
     """The composition as plain data.
 
@@ -247,4 +290,5 @@ def recipe_of(
         process=part_of("process", process),
         prediction=prediction,
         sources=sources,
+        objective=_said(objective),
     )

@@ -221,6 +221,14 @@ class AlsoReads(Protocol):
     also_reads: tuple[str, ...]
 
 
+@runtime_checkable
+class MayLackNull(Protocol):
+    """A conditioner that has a null only if it was built with one."""
+
+    @property
+    def has_null(self) -> bool: ...
+
+
 class Joint(nn.Module):
     """A model's conditioners as named sources.
 
@@ -244,15 +252,13 @@ class Joint(nn.Module):
         super().__init__()
         for name, source in sources.items():
             _check_conditioner(name, source)
+            _check_rate(name, source, (drop or {}).get(name, 0.0))
         self.sources = nn.ModuleDict(cast(Mapping[str, nn.Module], sources))
         self.drop = {name: float((drop or {}).get(name, 0.0)) for name in sources}
         self.guided = tuple(sources) if guided is None else tuple(guided)
         for name in (*(drop or {}), *self.guided):
             if name not in self.sources:
                 raise CompositionError(f"there is no source '{name}'; the sources are {list(sources)}")
-        for name, rate in self.drop.items():
-            if not 0 <= rate <= 1:
-                raise ValueError(f"drop rate of source '{name}' must lie in [0, 1], got {rate}")
         self.provides = _joined_provides(sources)
         self.reads = tuple(dict.fromkeys(key for source in sources.values() for key in source.reads))
 
@@ -315,6 +321,11 @@ class Joint(nn.Module):
 
 
 def _check_conditioner(name: str, source: object) -> None:
+    if not name.isidentifier() or name in dir(nn.ModuleDict):
+        raise ValueError(
+            f"a source cannot be named {name!r}: the name is part of its tensors' names, so it is a Python identifier "
+            "that nn.ModuleDict does not use itself"
+        )
     if not isinstance(source, nn.Module) or not isinstance(source, Conditioner):
         raise TypeError(
             f"source '{name}' is {type(source).__name__}; a conditioner is an nn.Module with reads, provides, "
@@ -323,6 +334,16 @@ def _check_conditioner(name: str, source: object) -> None:
     unknown = [slot for slot in source.provides if slot not in SLOTS]
     if unknown:
         raise CompositionError(f"source '{name}' provides unknown slots {unknown}; the slots are {list(SLOTS)}")
+
+
+def _check_rate(name: str, source: Conditioner, rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"drop rate of source '{name}' must lie in [0, 1], got {rate}")
+    if rate and isinstance(source, MayLackNull) and not source.has_null:
+        raise CompositionError(
+            f"source '{name}' ({type(source).__name__}) is to be dropped for {rate:.0%} of the samples and was built "
+            "without a null: build it with one, or set drop to 0"
+        )
 
 
 def _joined_provides(sources: Mapping[str, Conditioner]) -> dict[str, int]:

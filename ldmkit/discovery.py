@@ -244,19 +244,29 @@ def _declared_by(distribution: importlib.metadata.Distribution) -> list[_Candida
     """One candidate per entry-point name of a distribution; nothing is imported."""
     try:
         points = sorted(distribution.entry_points.select(group=GROUP), key=operator.attrgetter("name"))
+        if not points:
+            return []
+        owner = _identity(distribution)
     except Exception as error:
-        refuse = functools.partial(_refuse, f"its entry points cannot be read: {reason(error)}")
-        return [_Candidate(*_identity(distribution), "entry_points.txt", refuse)]
-    if not points:
-        return []
+        refuse = functools.partial(_refuse, f"its metadata cannot be read: {reason(error)}")
+        return [_Candidate(*_identity_or_folder(distribution), "entry_points.txt", refuse)]
     groups = itertools.groupby(points, operator.attrgetter("name"))
-    owner = _identity(distribution)
     return [_Candidate(*owner, name, functools.partial(_load_only, list(group))) for name, group in groups]
 
 
 def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
     metadata = distribution.metadata
     return normalised(metadata.get("Name") or "<unnamed>"), metadata.get("Version") or ""
+
+
+def _identity_or_folder(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Who it is, even where its METADATA cannot be read: its folder, ``name-version.dist-info``, says it too."""
+    try:
+        return _identity(distribution)
+    except Exception:
+        folder = str(getattr(distribution, "_path", "<unreadable>")).replace("\\", "/").rpartition("/")[2]
+        name, _, version = folder.removesuffix(".dist-info").partition("-")
+        return normalised(name), version
 
 
 def _load_only(points: list[importlib.metadata.EntryPoint]) -> object:

@@ -99,7 +99,7 @@ class CFG:
 
         def guided(x: Tensor, level: Level[float]) -> Tensor:
             without, given = denoise(torch.cat([x, x]), level).chunk(2)
-            return torch.lerp(without, given, weight) if isinstance(weight, float) else without.lerp(given, weight)
+            return without.lerp(given, weight if isinstance(weight, float) else weight.to(x))
 
         return guided
 
@@ -138,4 +138,4 @@ def keep_known(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
         known: (B, C, h, w) clean latents.
         mask: (B, 1, h, w) in [0, 1], 1 = regenerate.
     """
-    return lambda x, level: torch.lerp(known, denoise(x, level), mask)
+    return lambda x, level: torch.lerp(known.to(x), denoise(x, level), mask.to(x))

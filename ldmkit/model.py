@@ -10,15 +10,17 @@ and its ``forward`` is the training loss per sample. It knows no task: a batch a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from os import PathLike
-from typing import Any, Self, cast
+from typing import Any, Self, SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldmkit.component import did_you_mean
-from ldmkit.composition import FirstStage, check_composition, composition_table, recipe_of
+from ldmkit.composition import FirstStage, check_call, check_composition, check_objective, composition_table, recipe_of
 from ldmkit.conditioning import LATENT, Batch, Conditioner, Conditioning, Joint
 from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights, precision
 from ldmkit.errors import BatchError
@@ -62,14 +64,13 @@ class LatentDiffusion(nn.Module):
         denoiser = Denoiser(backbone, process, prediction)
         objective = DenoisingLoss() if objective is None else objective
         check_composition(first_stage, backbone, joint)
+        check_objective(objective, process)
         self.first_stage = cast(nn.Module, first_stage)
         self.denoiser = denoiser
         self.conditioner = joint
         self.objective = objective
         elbo = elbo_weights(process, prediction).float() if objective.elbo_weight else None
         self.register_buffer("elbo", elbo, persistent=False)
-
-    # ---- what the parts are --------------------------------------------------------------------------------------
 
     @property
     def process(self) -> Process:
@@ -89,7 +90,9 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return next(cast(nn.Module, self.backbone).parameters()).device
+        network = cast(nn.Module, self.backbone)
+        first = next(chain(network.parameters(), network.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def multiple(self) -> int:
@@ -116,15 +119,14 @@ class LatentDiffusion(nn.Module):
 
     def recipe(self) -> Recipe:
         """The composition as plain data: see :func:`ldmkit.composition.recipe_of`."""
-        return recipe_of(self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
+        parts = (self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
+        return recipe_of(*parts, self.objective)
 
     def save(self, path: str | PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
         """Write weights and recipe as one safetensors file: see :func:`ldmkit.weights.native.save`."""
         from ldmkit.weights.native import save
 
         save(self, path, notes)
-
-    # ---- between images and latents ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -162,14 +164,12 @@ class LatentDiffusion(nn.Module):
                 ready[key] = self.encode(ready[source])
         return ready
 
-    # ---- sampling ------------------------------------------------------------------------------------------------
-
     def sample(
         self,
         batch: Batch | None = None,
         *,
         size: tuple[int, int],
-        seed: int | Sequence[int] = 0,
+        seed: SupportsIndex | Sequence[SupportsIndex] = 0,
         count: int | None = None,
         levels: Levels | int = 50,
         sampler: Sampler | None = None,
@@ -192,17 +192,20 @@ class LatentDiffusion(nn.Module):
             wrap: wraps the guided denoiser: clip, quantize, keep_known, or one of your own.
             at_stop: called as ``(x, now) -> x`` before each step.
             temperature: factor on the noise drawn in the steps.
-            start: (B, c, h, w), the state at the first level; None: drawn from the seeds.
+            start: (B, c, h, w), the state at the first level, float32 or float64; None: drawn from the seeds.
 
         Returns:
-            (B, c, h, w) float32 latents at the landing level; :meth:`decode` makes them images.
+            (B, c, h, w) latents at the landing level, float32 (float64 where ``start`` is); :meth:`decode` makes them
+            images.
 
         Raises:
             BatchError: the batch lacks a key that a conditioner reads, or has one that none reads.
-            ValueError: an argument does not fit; before any network runs.
+            ValueError, TypeError: an argument does not fit; before the backbone runs.
         """
         sampler, guidance = sampler or DDIM(), guidance or NoGuidance()
         levels = self.process.levels(levels) if isinstance(levels, int) else levels
+        check_call(sampler, guidance, levels, temperature)
+        self._check_ready(guidance)
         shape = self.latent_shape(size)
         batch = batch or {}
         self._check_batch(batch)
@@ -218,15 +221,30 @@ class LatentDiffusion(nn.Module):
             z = sampler(denoise, x, levels, step_noise, at_stop)
         return z.clone()
 
-    def _check_batch(self, batch: Batch) -> None:
+    def _check_ready(self, guidance: Guidance) -> None:
+        """Refuse what would make images depend on more than their seeds, and guidance that would do nothing."""
+        if any(isinstance(m, nn.Dropout) and m.training and m.p for m in self.modules()):
+            raise ValueError("the model is in training mode, where dropout draws at random: call model.eval() first")
+        if guidance.needs_uncond and self.conditioner is not None and not self.conditioner.guided:
+            raise ValueError(
+                "no source of this model is guided, so that guidance would compare the model with itself: use guidance "
+                "'none', or name guided sources in the Joint"
+            )
+
+    def _check_batch(self, batch: Batch, also: Collection[str] = ()) -> None:
         """Refuse a batch that lacks a key, and one with a key that nobody would read."""
-        known = [] if self.conditioner is None else self.conditioner.may_read()
+        known = [*also, *([] if self.conditioner is None else self.conditioner.may_read())]
+        reads = f"its conditioners read {known}" if known else "it has no conditioner"
         for key in batch:
-            if key not in known:
-                reads = f"its conditioners read {known}" if known else "it has no conditioner"
+            if key not in known or (f"{key}{LATENT}" in batch and f"{key}{LATENT}" in known):
                 raise BatchError(f"the model would ignore '{key}' of the batch{did_you_mean(key, known)}; {reads}")
         if self.conditioner is not None:
             self.conditioner.check(batch, encoded=False)
+
+    def _check_training_batch(self, batch: Batch) -> None:
+        if ("image" in batch) == ("latent" in batch):
+            raise BatchError(f"training needs either 'image' or 'latent' in the batch, which has {sorted(batch)}")
+        self._check_batch(batch, also=("image", "latent"))
 
     def _condition(self, batch: Batch, with_null: bool) -> tuple[Conditioning, Conditioning | None]:
         if self.conditioner is None:
@@ -237,21 +255,21 @@ class LatentDiffusion(nn.Module):
     def _start(self, noise: Noise, shape: tuple[int, int, int], level: Level[float]) -> Tensor:
         """The state of unit-variance data at the first level: N(0, alpha**2 + sigma**2)."""
         like = torch.empty((len(noise.seeds), *shape), device=self.device)
-        return noise.on("start")(like, level) * math.hypot(level.alpha, level.sigma)
+        return noise.on("start").constant(like) * math.hypot(level.alpha, level.sigma)
 
     def _given(self, start: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(start.shape) != shape:
             raise ValueError(f"start has shape {tuple(start.shape)}; this size and batch need {shape}")
-        return start.to(self.device)
+        if not start.is_floating_point():
+            raise TypeError(f"start holds a state, which is floating point, got {start.dtype}")
+        return start.to(self.device, torch.promote_types(start.dtype, torch.float32))
 
-    def _check_concat(self, cond: Conditioning, shape: tuple[int, int, int]) -> None:
+    def _check_concat(self, cond: Conditioning, shape: tuple[int, ...]) -> None:
         if cond.concat is not None and cond.concat.shape[2:] != shape[1:]:
             raise ValueError(
                 f"the conditioners give concat of {tuple(cond.concat.shape[2:])} cells; the latent has {shape[1:]}: "
                 "resize the condition, or ask for the image size that belongs to it"
             )
-
-    # ---- training ------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
         """The loss per sample, (B,): so that a wrapper such as DDP sees the whole computation.
@@ -262,13 +280,14 @@ class LatentDiffusion(nn.Module):
             seeds: one per sample; time, noise, posterior draw and dropout are functions of it alone.
         """
         noise = Noise(tuple(seeds))
+        self._check_training_batch(batch)
         batch = self.filled(batch)
         z = self._training_latent(batch, noise)
-        t = self.process.draw(noise.on("time").uniform()).to(z.device)
+        t = self.process.draw(noise.on("time").uniform())
         cond = Conditioning()
         if self.conditioner is not None:
             cond = self.conditioner.dropped(batch, self._keep(noise, self.conditioner.drop))
-        return self.denoising_loss(z, noise.on("eps")(z, _ANY_LEVEL), t, cond)
+        return self.denoising_loss(z, noise.on("eps").constant(z), t, cond)
 
     def loss(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
         """The mean of :meth:`forward` over the batch, 0-d."""
@@ -284,30 +303,26 @@ class LatentDiffusion(nn.Module):
             t: (B,) times.
             cond: B samples.
         """
-        level = self.process.level(t)
+        self._check_concat(cond, tuple(z.shape[1:]))
+        level = self.process.level(t.cpu())  # tables are float64 on the CPU
+        level = Level(t.to(z.device), level.alpha.to(z.device), level.sigma.to(z.device))
         c, d = PREDICTIONS[self.denoiser.prediction].target(level)
         out = self.denoiser.predict(level.alpha * z + level.sigma * eps, level, cond)
-        elbo = None if self.elbo is None else cast(Tensor, self.elbo)[t]
-        loss: Tensor = self.objective(out, c * z + d * eps, t, elbo)
+        elbo = None if self.elbo is None else cast(Tensor, self.elbo)[level.t]
+        loss: Tensor = self.objective(out, c * z + d * eps, level.t, elbo)
         return loss
 
     def _training_latent(self, batch: Mapping[str, Any], noise: Noise) -> Tensor:
         if "latent" in batch:
             return cast(Tensor, batch["latent"])
-        if "image" not in batch:
-            raise BatchError(f"training needs 'image' or 'latent' in the batch, which has {sorted(batch)}")
         image: Tensor = batch["image"]
         like = image.new_empty(image.shape[0], *self.latent_shape((image.shape[2], image.shape[3])))
-        return self.encode(image, noise.on("posterior")(like, _ANY_LEVEL))
+        return self.encode(image, noise.on("posterior").constant(like))
 
     def _keep(self, noise: Noise, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """Source -> (B,) bool: which samples keep it; a source that is never dropped is not named."""
         draws = {name: noise.on(f"drop {name}").uniform() >= rate for name, rate in rates.items() if rate}
         return {name: keep.to(self.device) for name, keep in draws.items()}
-
-
-_ANY_LEVEL = Level(0.0, 1.0, 0.0)
-"""Training draws one noise per sample and stream, whatever its level."""
 
 
 def _joint(conditioner: Conditioner | Mapping[str, Conditioner] | Joint | None) -> Joint | None:
@@ -320,14 +335,17 @@ def _joint(conditioner: Conditioner | Mapping[str, Conditioner] | Joint | None) 
             f"{type(conditioner).__name__} is not a conditioner: an nn.Module with reads, provides, forward(batch) and "
             "null(batch)"
         )
-    return Joint({conditioner.reads[0] if conditioner.reads else "condition": conditioner})
+    name = re.sub(r"\W", "_", conditioner.reads[0]) if conditioner.reads else ""
+    return Joint({name if name.isidentifier() and name not in dir(nn.ModuleDict) else "condition": conditioner})
 
 
-def _count(cond: Conditioning, seed: int | Sequence[int], count: int | None, start: Tensor | None) -> int:
+def _count(
+    cond: Conditioning, seed: SupportsIndex | Sequence[SupportsIndex], count: int | None, start: Tensor | None
+) -> int:
     """B, wherever it can be read from; all that say it must agree."""
     said = {
         "count": count,
-        "the seeds": None if isinstance(seed, int) else len(seed),
+        "the seeds": len(seed) if isinstance(seed, Sequence | Tensor) else None,
         "the conditioning": cond.batch_size,
         "start": None if start is None else start.shape[0],
     }
@@ -356,4 +374,5 @@ def compose(recipe: Recipe) -> LatentDiffusion:
         process=build_part("process", recipe.process),
         prediction=recipe.prediction,
         conditioner=joint if sources else None,
+        objective=DenoisingLoss(**cast(dict[str, Any], recipe.objective)),
     )

@@ -12,6 +12,8 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -63,10 +65,17 @@ class Noise:
         """The same seeds on another, independent stream."""
         return replace(self, stream=stream)
 
-    def uniform(self, index: int = 0) -> Tensor:
+    def constant(self, like: Tensor) -> Tensor:
+        """One draw per image that belongs to no level: the first state, and everything that training draws."""
+        return self(like, _NO_LEVEL)
+
+    def uniform(self) -> Tensor:
         """One number in [0, 1) per image, float32 (B,): training times and dropout."""
-        counter = _counter(self.stream, float(index))
+        counter = _counter(self.stream, 0.0)
         return torch.tensor([np.random.Generator(_bits(seed, counter)).random(dtype=np.float32) for seed in self.seeds])
+
+
+_NO_LEVEL = Level(0.0, 1.0, 0.0)
 
 
 def tempered(noise: NoiseSource, temperature: float) -> NoiseSource:
@@ -80,21 +89,23 @@ def tempered(noise: NoiseSource, temperature: float) -> NoiseSource:
     return lambda like, stop: temperature * noise(like, stop)
 
 
-def seeds_from(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
+def seeds_from(seed: SupportsIndex | Sequence[SupportsIndex], count: int) -> tuple[int, ...]:
     """One seed per image: a list as it is, an integer as seed, seed + 1, ...
 
     Raises:
         ValueError: a list of another length.
+        TypeError: a seed that is not an integer.
     """
-    if isinstance(seed, int):
-        return tuple(range(seed, seed + count))
+    if not isinstance(seed, Sequence | Tensor | np.ndarray):
+        first = index(seed)
+        return tuple(range(first, first + count))
     if len(seed) != count:
         raise ValueError(f"{count} images need {count} seeds, got {len(seed)}")
-    return tuple(seed)
+    return tuple(index(one) for one in seed)
 
 
-def _counter(stream: str, index: float) -> int:
-    digest = hashlib.blake2b(struct.pack("<d", index) + stream.encode(), digest_size=8).digest()
+def _counter(stream: str, t: float) -> int:
+    digest = hashlib.blake2b(struct.pack("<d", t) + stream.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -196,7 +196,7 @@ def _check_task(task: Task, model: LatentDiffusion) -> None:
                 f"{list(task.fills)}): choose the task that belongs to the model"
             )
     for key in task.fills:
-        if key not in reads and f"{key}_latent" not in reads:
+        if model.conditioner is None or key not in model.conditioner.may_read():
             raise CompositionError(
                 f"task {label_of(task)} fills '{key}', which no conditioner of the model reads (they read "
                 f"{list(reads)}): it would be ignored; choose the task that belongs to the model"

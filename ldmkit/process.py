@@ -14,10 +14,12 @@ float32 tensors (one per sample, in training). There are no networks here and no
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from operator import neg
 from typing import Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
@@ -86,9 +88,6 @@ class Process(Protocol):
         """The customary list of n steps for this process."""
 
 
-# ---- variance preserving --------------------------------------------------------------------------------------------
-
-
 def _linear(steps: int, start: float, end: float) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
 
@@ -115,12 +114,17 @@ BETAS: Mapping[str, Callable[[int, float, float], Tensor]] = {
 }
 
 
+def _angle(log_snr: float) -> float:
+    """``atan(sigma / alpha)``, finite everywhere."""
+    return math.atan(math.exp(-log_snr / 2)) if log_snr > -1400 else math.pi / 2
+
+
 @dataclass(frozen=True)
 class VP:
     r"""The discrete variance-preserving process, ``alpha_bar = alpha**2 = prod(1 - beta)``.
 
-    Integer times index the table; between them the angle ``atan(sigma / alpha)`` is linear in t, which stays finite
-    where alpha or sigma is 0. The original calls ``scaled-linear`` "linear", and ``linear`` "sqrt_linear".
+    Integer times index the table; between them the log-SNR is linear in t (next to alpha = 0, where it is infinite, the
+    angle ``atan(sigma / alpha)``). The original calls ``scaled-linear`` "linear", and ``linear`` "sqrt_linear".
 
     Args:
         betas: ``scaled-linear`` (linear in sqrt(beta)), ``linear``, ``sqrt`` or ``cosine``.
@@ -176,8 +180,8 @@ class VP:
         return self.alpha_bar.tolist()
 
     @cached_property
-    def _angle(self) -> list[float]:
-        return torch.atan2((1 - self.alpha_bar).sqrt(), self.alpha_bar.sqrt()).tolist()
+    def _log_snr(self) -> list[float]:
+        return (self.alpha_bar.log() - (-self.alpha_bar).log1p()).tolist()
 
     @property
     def t_min(self) -> float:
@@ -213,34 +217,37 @@ class VP:
             return self._level_per_sample(t)
         if not 0 <= t <= self.steps - 1:
             raise ValueError(f"process 'vp' has times 0 to {self.steps - 1}, got {t}")
-        index = min(int(t), self.steps - 2)
-        if t == int(t):
-            alpha_bar = self._alpha_bar[int(t)]
+        index = int(t)
+        if t == index:
+            alpha_bar = self._alpha_bar[index]
             return Level(float(t), math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
-        angle = self._angle[index] + (t - index) * (self._angle[index + 1] - self._angle[index])
+        low, high = self._log_snr[index], self._log_snr[index + 1]
+        if math.isfinite(high):
+            snr = low + (t - index) * (high - low)
+            return Level(float(t), (1 + math.exp(-snr)) ** -0.5, (1 + math.exp(snr)) ** -0.5)
+        angle = _angle(low) + (t - index) * (_angle(high) - _angle(low))
         return Level(float(t), math.cos(angle), math.sin(angle))
 
     def _level_per_sample(self, t: Tensor) -> Level[Tensor]:
-        alpha_bar = self.alpha_bar.to(t.device)
         if t.is_floating_point():
-            low = t.floor().long().clamp(0, self.steps - 2)
-            angle = torch.tensor(self._angle, dtype=torch.float64, device=t.device)
-            angle = torch.lerp(angle[low], angle[low + 1], (t - low).double())
-            alpha, sigma = angle.cos(), angle.sin()
+            levels = [self.level(one) for one in t.tolist()]
+            alpha, sigma = (t.new_tensor([getattr(one, name) for one in levels]) for name in ("alpha", "sigma"))
         else:
-            alpha, sigma = alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()
+            alpha_bar = self.alpha_bar.to(t.device)[t]
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         return Level(t, alpha.float().view(-1, 1, 1, 1), sigma.float().view(-1, 1, 1, 1))
 
     def time(self, log_snr: float) -> float:
         """The time with this log-SNR, clamped to [0, T - 1]."""
-        angle = math.atan(math.exp(-log_snr / 2)) if log_snr > -1400 else math.pi / 2
-        if angle <= self._angle[0]:
+        if log_snr >= self._log_snr[0]:
             return 0.0
-        if angle >= self._angle[-1]:
+        if log_snr <= self._log_snr[-1]:
             return self.t_max
-        high = next(index for index, value in enumerate(self._angle) if value >= angle)
-        low = high - 1
-        return low + (angle - self._angle[low]) / (self._angle[high] - self._angle[low])
+        index = bisect_left(self._log_snr, -log_snr, key=neg) - 1
+        low, high = self._log_snr[index], self._log_snr[index + 1]
+        if math.isfinite(high):
+            return index + (log_snr - low) / (high - low)
+        return index + (_angle(log_snr) - _angle(low)) / (_angle(high) - _angle(low))
 
     def draw(self, u: Tensor) -> Tensor:
         """Uniform integers 0 ... T - 1, int64 (B,)."""
@@ -405,9 +412,6 @@ class EDM:
         return karras(self, n)
 
 
-# ---- lists of levels ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Levels:
     """The levels of one trajectory: N stops at which the denoiser is asked, then the level where it lands.
@@ -441,6 +445,8 @@ class Levels:
 
     def __getitem__(self, part: slice) -> Levels:
         """The steps ``part`` of the trajectory, with the level where they end."""
+        if not isinstance(part, slice):
+            raise TypeError(f"levels are sliced, levels[k:]; one level is levels.stops[{part}]")
         start, stop, stride = part.indices(len(self))
         if stride != 1:
             raise ValueError(f"a slice of levels keeps every step, got stride {stride}")
@@ -495,7 +501,7 @@ def uniform(process: Process, n: int, landing: Level[float] | None = None) -> Le
     """The original's spacing: ``floor(i T / n) + 1``, i = n - 1 ... 0, landing on **index 0** of the table.
 
     Equal to the original wherever it gives the count asked for (n divides T), and exactly n steps for every other n
-    too. n = T leaves no room for the offset: the stops are then spread evenly over (0, T - 1].
+    too. n = T leaves no room for the offset: the stops are then all T entries, and the landing is the clean level.
 
     Raises:
         ValueError: n outside 1 ... T, or a process without a table.
@@ -504,7 +510,7 @@ def uniform(process: Process, n: int, landing: Level[float] | None = None) -> Le
     """
     steps = _table(process, n, "uniform")
     if n == steps:
-        return at(process, [(i + 1) * (steps - 1) / steps for i in reversed(range(n))], landing)
+        return leading(process, n, landing)
     return at(process, [i * steps // n + 1 for i in reversed(range(n))], landing)
 
 

@@ -180,7 +180,14 @@ class Source:
         raise ValueError(f"a source needs a part, 'drop' (a number) and 'guided' (true or false); got {data!r:.80}")
 
 
-@dataclass(frozen=True)
+def _named_source(data: Any) -> tuple[str, Source]:  # noqa: ANN401 - what a JSON parser gives
+    match data:
+        case {"name": str(name), **source}:
+            return name, Source.from_json(source)
+    raise ValueError(f"a source needs a 'name'; got {data!r:.80}")
+
+
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """How a model is composed, as plain data: a part per slot and the named sources in their order.
 
@@ -190,6 +197,7 @@ class Recipe:
         process: the forward process it is trained on.
         prediction: ``eps``, ``v``, ``x0`` or ``flow``.
         sources: name -> conditioner with its dropout rate and guidance rule.
+        objective: keywords of the denoising loss.
         notes: plain data that travels with the recipe: where it came from, class names, sampling defaults.
     """
 
@@ -198,10 +206,12 @@ class Recipe:
     process: Part
     prediction: str = "eps"
     sources: Mapping[str, Source] = field(default_factory=dict)
+    objective: Mapping[str, Value] = field(default_factory=dict)
     notes: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", dict(self.sources))
+        object.__setattr__(self, "objective", _mapping(self.objective, ("objective",)))
         object.__setattr__(self, "notes", _mapping(self.notes, ("notes",)))
 
     def to_json(self) -> dict[str, Any]:
@@ -211,7 +221,8 @@ class Recipe:
             "backbone": self.backbone.to_json(),
             "process": self.process.to_json(),
             "prediction": self.prediction,
-            "sources": {name: source.to_json() for name, source in self.sources.items()},
+            "sources": [{"name": name, **source.to_json()} for name, source in self.sources.items()],
+            "objective": _to_json(dict(self.objective)),
             "notes": _to_json(dict(self.notes)),
         }
 
@@ -222,20 +233,29 @@ class Recipe:
         Raises:
             ValueError: a key is missing or unknown, or a value is not what it should be.
         """
-        keys = {"first_stage", "backbone", "process", "prediction", "sources", "notes"}
+        keys = {"first_stage", "backbone", "process", "prediction", "sources", "objective", "notes"}
         if not isinstance(data, dict) or data.keys() != keys:
             given = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"a recipe has the keys {sorted(keys)}, got {given}")
-        if not isinstance(data["prediction"], str) or not all(isinstance(data[k], dict) for k in ("sources", "notes")):
-            raise ValueError("a recipe's prediction is a string, its sources and notes are mappings")
+        if not isinstance(data["prediction"], str) or not isinstance(data["sources"], list):
+            raise ValueError("a recipe's prediction is a string and its sources are a list")
+        if not all(isinstance(data[key], dict) for key in ("objective", "notes")):
+            raise ValueError("a recipe's objective and notes are mappings")
         return cls(
             first_stage=Part.from_json(data["first_stage"]),
             backbone=Part.from_json(data["backbone"]),
             process=Part.from_json(data["process"]),
             prediction=data["prediction"],
-            sources={name: Source.from_json(source) for name, source in data["sources"].items()},
+            sources=dict(_named_source(source) for source in data["sources"]),
+            objective=data["objective"],
             notes=data["notes"],
         )
+
+    def __eq__(self, other: object) -> bool:
+        """By value, with the sources in the same order: it decides the layout of tokens and channels."""
+        return isinstance(other, Recipe) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds mappings
 
     def with_notes(self, notes: Mapping[str, Value]) -> Recipe:
         """The same composition with other notes."""

@@ -90,7 +90,8 @@ class Registry:
             self._discover()
             refuse_reserved(component, self._table)
             old = self._table.get((kind, name, LOCAL))
-            if old is not None and old.path != component.path and not replace:
+            same = old is not None and old.path == component.path and "<lambda>" not in component.path
+            if old is not None and not same and not replace:
                 raise PluginError(
                     f"{kind} '{name}' is registered here as '{old.path}', which '{component.path}' would replace: "
                     "pass replace=True or choose another name"

@@ -15,7 +15,7 @@ SPINE = {
     "guidance": {"conditioning", "denoiser", "process"},
     "samplers": {"denoiser", "noise", "process", "samplers"},
 }
-SPINE["composition"] = {"errors", "conditioning", "denoiser", "process", "recipe", "registry"}
+SPINE["composition"] = {"errors", "conditioning", "denoiser", "guidance", "process", "recipe", "registry", "samplers"}
 SPINE["model"] = {*SPINE, "component", "errors", "recipe", "registry", "weights"}
 LEAVES = {"first_stages": set(), "backbones": set(), "conditioners": {"process"}}
 HEAVY = {"timm", "open_clip", "transformers", "diffusers"}

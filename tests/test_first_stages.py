@@ -44,9 +44,6 @@ def close(a, b, tolerance=1e-5):
     return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
-# ---- what every first stage keeps ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("channel_mult", [(1,), (1, 2), (1, 1, 2), (1, 1, 1, 1)])
 @trained_stage
@@ -145,8 +142,6 @@ def test_compiles_without_graph_breaks(make):
     assert close(torch.compile(stage.decode, backend="eager", fullgraph=True)(z), stage.decode(z))
 
 
-# ---- what every first stage refuses ---------------------------------------------------------------------------------
-
 WRONG_IMAGES = {
     "rank": (torch.zeros(3, 8, 8), r"shape \(B, 3, height, width\), got \(3, 8, 8\).*unsqueeze"),
     "channels": (torch.zeros(1, 1, 8, 8), r"3 channels in dimension 1, got shape \(1, 1, 8, 8\)"),
@@ -212,9 +207,6 @@ def test_wrong_latents_are_refused_before_computing(make):
 def test_options_that_make_no_network_are_refused(make, options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-
-
-# ---- the network ----------------------------------------------------------------------------------------------------
 
 
 def test_downsampling_pads_right_and_bottom_only():
@@ -316,9 +308,6 @@ def test_training_reconstructs_through_the_same_networks(make):
     assert close(reconstruction, stage.decode(stage.encode(image)))
 
 
-# ---- kl -------------------------------------------------------------------------------------------------------------
-
-
 def test_kl_divergence_equals_its_monte_carlo_estimate():
     posterior = Gaussian(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4))
     q, p = Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)
@@ -350,9 +339,6 @@ def test_kl_encodes_the_mode_or_the_draw_of_given_noise():
 def test_noise_shared_between_images_is_refused():
     with pytest.raises(ValueError, match=r"posterior of shape \(2, 3, 4, 6\) needs noise of that shape"):
         kl().encode(images(), torch.randn(1, 3, 4, 6))
-
-
-# ---- vq -------------------------------------------------------------------------------------------------------------
 
 
 def test_vq_diffuses_the_latent_before_quantisation():
@@ -461,9 +447,6 @@ def test_codebook_usage_has_known_answers(indices, used, perplexity):
     usage = codebook_usage(torch.tensor(indices), 6)
     assert int(usage.used) == used
     assert float(usage.perplexity) == pytest.approx(perplexity)
-
-
-# ---- pixel ----------------------------------------------------------------------------------------------------------
 
 
 def test_pixel_is_the_identity_at_every_size():

@@ -42,7 +42,7 @@ def test_low_precision_networks_keep_a_float32_state(model, dtype):
     assert bool(z.isfinite().all())
 
 
-@pytest.mark.parametrize("name", ["ddim", "plms"])
+@pytest.mark.parametrize("name", ["ddim", "plms", "ddpm"])
 def test_the_loop_never_waits_for_the_device(model, name):
     model = model.cuda()
     levels = model.process.levels(5)

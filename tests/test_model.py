@@ -10,11 +10,12 @@ import ldmkit
 from ldmkit.conditioning import Conditioning, Joint
 from ldmkit.denoiser import DenoisingLoss
 from ldmkit.errors import BatchError, CompositionError
-from ldmkit.guidance import CFG, clip, quantize
+from ldmkit.guidance import CFG, clip, keep_known, quantize
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.noise import Noise
 from ldmkit.process import VP, RectifiedFlow, trailing
 from ldmkit.recipe import Part, Recipe, Source
+from ldmkit.samplers import blend
 from ldmkit.samplers.ddim import DDIM
 from ldmkit.samplers.ddpm import DDPM
 from ldmkit.samplers.plms import PLMS
@@ -73,8 +74,6 @@ class Vector(nn.Module):
     def null(self, batch):
         return Conditioning(vector=torch.zeros_like(batch["style"]))
 
-
-# ---- composition ----------------------------------------------------------------------------------------------------
 
 LABEL = {"classes": 5, "width": 16}
 
@@ -146,9 +145,6 @@ def test_printing_a_model_shows_slots_shapes_parameters_and_owners():
     assert f"{sum(p.numel() for p in class_model().parameters()):,} parameters" in text
 
 
-# ---- sampling -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), DDPM(), PLMS()], ids=str)
 def test_an_image_is_the_same_alone_and_at_any_place_in_any_batch(sampler):
     """To 1e-4 of the largest value: float32 sums differ with the batch size, and ten steps amplify that."""
@@ -203,11 +199,75 @@ def test_guidance_scale_one_is_no_guidance_and_scales_are_per_image():
     assert not torch.allclose(mixed[1], run(CFG(1.0))[1], atol=1e-3)
 
 
-def test_guidance_drops_only_the_guided_sources():
-    kept = class_model(guided=False)
-    batch = {"label": torch.tensor([1])}
-    free, guided = (kept.sample(batch, size=(8, 8), seed=0, levels=3, guidance=g) for g in (None, CFG(5.0)))
-    torch.testing.assert_close(free, guided, rtol=1e-4, atol=1e-5)
+def two_source_model(guided):
+    words = Part("precomputed", {"key": "words", "slot": "context", "size": 16})
+    style = Part("precomputed", {"key": "style", "slot": "vector", "size": 8})
+    parts = {"words": words, "style": style}
+    recipe = Recipe(
+        first_stage=PIXEL,
+        backbone=Part("unet", {**UNET, "context_dim": 16, "vector_dim": 8}),
+        process=PROCESS,
+        prediction="v",
+        sources={name: Source(part, guided=name in guided) for name, part in parts.items()},
+    )
+    return awake(compose(recipe))
+
+
+@pytest.mark.parametrize("guided", [("words",), ("style",), ("words", "style")])
+def test_guidance_drops_only_the_guided_sources(guided):
+    """One step against the formula by hand, in two calls of the network."""
+    model, levels = two_source_model(guided), trailing(VP(), 1)
+    batch = {"words": torch.randn(1, 3, 16), "style": torch.randn(1, 8)}
+    kept = {key: torch.zeros_like(value) if key in guided else value for key, value in batch.items()}
+    start = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        cond, uncond = (model.denoiser.bind(model.conditioner(b), levels)(start, levels.start) for b in (batch, kept))
+    z = model.sample(batch, size=(8, 8), levels=levels, guidance=CFG(3.0), start=start)
+    torch.testing.assert_close(z, uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match="no source of this model is guided"):
+        class_model(guided=False).sample({"label": torch.tensor([1])}, size=(8, 8), guidance=CFG(2.0))
+
+
+def test_sampling_in_training_mode_is_refused_where_dropout_would_draw():
+    recipe = Recipe(first_stage=PIXEL, backbone=Part("unet", {**UNET, "dropout": 0.1}), process=PROCESS)
+    model = compose(recipe)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        model.sample(size=(8, 8), levels=1)
+    assert model.eval().sample(size=(8, 8), levels=1).shape == (1, 1, 8, 8)
+
+
+def test_one_seed_starts_from_one_noise_whatever_the_number_of_steps():
+    model, starts = plain_model(), []
+
+    def remember(x, now):
+        starts.append((x.clone(), now))
+        return x
+
+    for steps in (3, 50):
+        model.sample(size=(8, 8), seed=4, levels=trailing(model.process, steps)[:1], at_stop=remember)
+        model.sample(size=(8, 8), seed=4, levels=steps, at_stop=remember)
+    first = [x / (now.alpha**2 + now.sigma**2) ** 0.5 for x, now in starts if now in (starts[0][1], starts[1][1])]
+    assert all(torch.allclose(x, first[0]) for x in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_state_is_float32_or_finer_whatever_it_starts_from(dtype):
+    start = torch.randn(2, 1, 8, 8).to(dtype)
+    batch = {"label": torch.tensor([1, 2])}
+    z = class_model().sample(batch, size=(8, 8), levels=2, start=start, guidance=CFG((2.0, 3.0)))
+    assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 8, 8, dtype=torch.bool), torch.ones(1, 1, 8, 8)])
+def test_masks_may_be_boolean_and_states_double(mask):
+    model, known = plain_model(), torch.zeros(1, 1, 8, 8)
+    call = {"size": (8, 8), "levels": 2, "start": torch.randn(1, 1, 8, 8, dtype=torch.float64)}
+    plain = model.sample(**call)
+    torch.testing.assert_close(model.sample(**call, wrap=lambda d: keep_known(d, known, mask)), plain)
+    torch.testing.assert_close(model.sample(**call, at_stop=blend(known, mask, Noise((1,), "known"))), plain)
 
 
 def test_a_sample_can_be_continued_from_a_slice_of_its_levels():
@@ -270,6 +330,11 @@ def test_a_result_can_be_used_with_gradients():
         ({"levels": 0}, ValueError, "at least 1 step"),
         ({"guidance": CFG((1.0, 2.0, 3.0))}, ValueError, "3 scales for 2 images"),
         ({"temperature": -1.0}, ValueError, "at least 0"),
+        ({"temperature": 0.5}, ValueError, "draws no noise"),
+        ({"sampler": "ddim"}, TypeError, r"ldmkit\.build\('sampler'"),
+        ({"guidance": 2.0}, TypeError, r"ldmkit\.build\('guidance'"),
+        ({"levels": 2.5}, TypeError, "a number of steps or Levels"),
+        ({"start": torch.zeros(2, 1, 8, 8, dtype=torch.int64)}, TypeError, "floating point"),
     ],
 )
 def test_a_wrong_call_is_refused_before_the_network_runs(arguments, error, message, monkeypatch):
@@ -283,9 +348,6 @@ def test_a_wrong_call_is_refused_before_the_network_runs(arguments, error, messa
 def test_cfg_on_a_model_without_conditioner_is_refused():
     with pytest.raises(ValueError, match="has no conditioner: use scale 1"):
         plain_model().sample(size=(8, 8), guidance=CFG(2.0), levels=2)
-
-
-# ---- training -------------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_of_a_sample_depends_on_its_seed_and_not_on_the_batch():
@@ -325,8 +387,12 @@ def test_a_model_that_predicts_its_target_has_no_loss():
 
 def test_dropout_replaces_the_share_it_says():
     model = class_model(drop=0.25)
-    keep = model._keep(Noise(tuple(range(4000))), {"class": 0.25})["class"]
-    assert abs(float(keep.float().mean()) - 0.75) < 0.02
+    kept = []
+    whole = model.conditioner.dropped
+    model.conditioner.dropped = lambda batch, keep: kept.append(keep["class"]) or whole(batch, keep)
+    latent = torch.zeros(2000, 1, 2, 2)
+    model({"latent": latent, "label": torch.zeros(2000, dtype=torch.int64)}, range(2000))
+    assert abs(float(kept[0].float().mean()) - 0.75) < 0.03
 
 
 def test_the_first_stage_is_frozen_in_training():
@@ -372,8 +438,33 @@ def test_a_model_without_conditioner_refuses_a_condition():
 
 
 def test_a_batch_without_image_or_latent_is_refused():
-    with pytest.raises(BatchError, match="training needs 'image' or 'latent'"):
-        plain_model()({"label": torch.tensor([0])}, [0])
+    with pytest.raises(BatchError, match="training needs either 'image' or 'latent'"):
+        plain_model()({}, [0])
+
+
+def test_training_refuses_what_it_would_ignore():
+    image = torch.rand(1, 1, 8, 8)
+    with pytest.raises(BatchError, match="would ignore 'label'"):
+        plain_model()({"image": image, "label": torch.tensor([0])}, [0])
+    with pytest.raises(BatchError, match="either 'image' or 'latent'"):
+        plain_model()({"image": image, "latent": image}, [0])
+
+
+def test_an_objective_for_another_table_is_refused():
+    parts = {"first_stage": ldmkit.build("first-stage", "pixel", channels=1), "backbone": unet()}
+    with pytest.raises(CompositionError, match=r"log-variance for 10 times; process .* has 1000"):
+        LatentDiffusion(**parts, process=VP(), objective=DenoisingLoss(times=10))
+
+
+def test_dropping_a_source_without_null_is_refused():
+    with pytest.raises(CompositionError, match="without a null"):
+        Joint({"c": ldmkit.build("conditioner", "class-label", **LABEL, null_class=False)}, drop={"c": 0.1})
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "a.b", "", "two words"])
+def test_a_source_has_a_name_that_tensors_can_carry(name):
+    with pytest.raises(ValueError, match="cannot be named"):
+        Joint({name: ldmkit.build("conditioner", "class-label", **LABEL)})
 
 
 def test_latent_keys_are_filled_by_the_models_own_first_stage():

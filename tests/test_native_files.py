@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ldmkit
+import ldmkit.conditioners
 from ldmkit.conditioning import Conditioning
+from ldmkit.denoiser import DenoisingLoss
 from ldmkit.errors import CheckpointError, CompositionError
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.process import VP
@@ -254,12 +256,102 @@ def test_a_file_that_cannot_be_right_is_refused(model, tmp_path, spoil, error, m
         ldmkit.load(path)
 
 
-def test_weights_that_are_not_finite_are_refused(model, tmp_path):
+def test_weights_that_are_not_finite_are_neither_written_nor_read(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    model.save(path)
+    good = path.read_bytes()
     with torch.no_grad():
         model.backbone.out[2].bias[0] = float("nan")
-    model.save(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"denoiser.backbone.out.2.bias: not finite"):
-        ldmkit.load(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"denoiser\.backbone\.out\.2\.bias: not finite"):
+        model.save(path)
+    assert path.read_bytes() == good
+    tensors = load_file(path)
+    tensors["denoiser.backbone.out.2.bias"][0] = float("inf")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=r"denoiser\.backbone\.out\.2\.bias: not finite"):
+        ldmkit.load(path)
+
+
+TOLD = {
+    "class-label": ({"classes": 3, "width": 8}, {"context_dim": 8}, {"label": torch.tensor([1])}),
+    "class-index": ({"classes": 3}, {"num_classes": 4}, {"label": torch.tensor([1])}),
+    "tokens": (
+        {"vocabulary": 9, "length": 4, "width": 8, "depth": 1, "null_tokens": (0, 0, 0, 0)},
+        {"context_dim": 8},
+        {"tokens": torch.tensor([[1, 2, 3, 4]])},
+    ),
+    "layout": (
+        {"classes": 3, "width": 8, "depth": 1, "max_objects": 2, "names": ("a", "b", "c")},
+        {"context_dim": 8},
+        {"boxes": [[(1, 0.1, 0.2, 0.5, 0.6)]]},
+    ),
+    "semantic-map": (
+        {"classes": 3, "channels": 2, "stages": 1},
+        {"concat_channels": 2},
+        {"segmentation": torch.zeros(1, 8, 8, dtype=torch.int64)},
+    ),
+    "low-res": ({"channels": 3}, {"concat_channels": 3}, {"low_res": torch.zeros(1, 3, 4, 4)}),
+    "masked-image": (
+        {"channels": 3, "order": ("mask", "latent"), "mask_range": (0.0, 1.0), "hole": 0.0},
+        {"concat_channels": 4},
+        {"masked_image": torch.zeros(1, 3, 8, 8), "mask": torch.ones(1, 1, 8, 8)},
+    ),
+    "precomputed": (
+        {"key": "pose", "slot": "vector", "size": 5},
+        {"vector_dim": 5},
+        {"pose": torch.ones(1, 5)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ldmkit.names("conditioner") if "for-test" not in name])
+def test_a_model_with_any_built_in_conditioner_comes_back(model, name, tmp_path):
+    options, backbone, batch = TOLD[name]
+    unet = {"channels": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": [1]}
+    told = LatentDiffusion(
+        first_stage=model.first_stage,
+        backbone=ldmkit.build("backbone", "unet", **unet, num_heads=1, **backbone),
+        process=VP(),
+        conditioner=ldmkit.build("conditioner", name, **options),
+        objective=DenoisingLoss("l1", elbo_weight=0.01),
+    ).eval()
+    torch.nn.init.normal_(told.backbone.out[2].weight)
+    told.save(tmp_path / "m.safetensors")
+    again = ldmkit.load(tmp_path / "m.safetensors")
+    call = {"size": (8, 8), "levels": 2, "seed": 1}
+    assert torch.equal(again.sample(batch, **call), told.sample(batch, **call))
+    assert (again.objective.norm, again.objective.elbo_weight) == ("l1", 0.01)
+    assert again.recipe() == told.recipe()
+
+
+def test_sources_come_back_in_their_order(model, tmp_path):
+    unet = {"channels": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
+    told = LatentDiffusion(
+        first_stage=model.first_stage,
+        backbone=ldmkit.build("backbone", "unet", **unet, num_heads=1, vector_dim=9),
+        process=VP(),
+        conditioner={
+            "z": ldmkit.build("conditioner", "precomputed", key="a", slot="vector", size=4),
+            "b": ldmkit.build("conditioner", "precomputed", key="b", slot="vector", size=5),
+        },
+    ).eval()
+    told.save(tmp_path / "m.safetensors")
+    batch = {"a": torch.randn(1, 4), "b": torch.randn(1, 5)}
+    again = ldmkit.load(tmp_path / "m.safetensors")
+    assert torch.equal(again.conditioner(batch).vector, told.conditioner(batch).vector)
+
+
+def test_a_part_that_a_function_builds_comes_back(model, tmp_path):
+    def small_label(classes=3):
+        return ldmkit.conditioners.ClassLabel(classes, 8)
+
+    ldmkit.register("conditioner", "function-for-test", small_label, replace=True)
+    parts = {"first_stage": model.first_stage, "backbone": model.backbone, "process": VP("cosine"), "prediction": "v"}
+    told = LatentDiffusion(**parts, conditioner=ldmkit.build("conditioner", "function-for-test", classes=5))
+    told.save(tmp_path / "m.safetensors")
+    assert ldmkit.load(tmp_path / "m.safetensors").conditioner.sources["label"].classes == 5
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

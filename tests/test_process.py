@@ -25,7 +25,7 @@ PROCESSES = [
     VP(),
     VP("linear", start=1e-4, end=2e-2),
     VP("cosine"),
-    VP("sqrt", start=1e-6, end=4e-4),
+    VP("sqrt"),
     VP(zero_terminal_snr=True),
 ]
 PROCESSES += [RectifiedFlow(), EDM()]
@@ -102,6 +102,19 @@ def test_zero_terminal_snr_keeps_the_first_level_and_ends_in_noise():
 def test_every_count_gives_exactly_that_many_falling_steps(make, n):
     levels = make(VP(), n)
     assert len(levels) == n == len(list(levels.steps()))
+    assert levels.falling
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 27, 60, 999, 1000])
+@pytest.mark.parametrize("make", [uniform, leading, trailing, linspace, karras])
+@pytest.mark.parametrize("process", TABLES, ids=str)
+def test_every_table_gives_exact_counts(process, make, n):
+    if make is karras and process.zero_terminal_snr:
+        with pytest.raises(ValueError, match="use trailing or linspace"):
+            make(process, n)
+        return
+    levels = make(process, n)
+    assert len(levels) == n
     assert levels.falling
 
 

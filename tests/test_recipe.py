@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import ldmkit
-from ldmkit.recipe import Part, Recipe
+from ldmkit.recipe import Part, Recipe, Source
 
 NESTED = Part(
     "unet@ldmkit",
@@ -129,9 +130,6 @@ def test_options_are_a_mapping():
         Part("kl", [("a", 1)])  # type: ignore[arg-type]
 
 
-# ---- recipes --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ldmkit.names("recipe"))
 def test_every_recipe_round_trips_through_json(name):
     recipe = ldmkit.build("recipe", name)
@@ -149,6 +147,14 @@ def test_every_recipe_composes_and_says_itself_again(name):
     assert again.state_dict().keys() == model.state_dict().keys()
 
 
+def test_the_order_of_sources_is_part_of_a_recipe():
+    base = ldmkit.build("recipe", "digits")
+    one, two = Source(Part("precomputed", {"key": "a"})), Source(Part("precomputed", {"key": "b"}))
+    first, second = replace(base, sources={"z": one, "b": two}), replace(base, sources={"b": two, "z": one})
+    assert first != second
+    assert list(Recipe.from_json(json.loads(json.dumps(first.to_json()))).sources) == ["z", "b"]
+
+
 def recipe_json():
     return ldmkit.build("recipe", "digits").to_json()
 
@@ -160,8 +166,11 @@ def recipe_json():
         (lambda data: data.update(code="print()"), "a recipe has the keys"),
         (lambda data: data.update(prediction=3), "prediction is a string"),
         (lambda data: data.update(backbone="unet"), "is no part"),
-        (lambda data: data["sources"]["digit"].pop("drop"), "a source needs"),
-        (lambda data: data["sources"]["digit"].update(guided="yes"), "a source needs"),
+        (lambda data: data["sources"][0].pop("name"), "needs a 'name'"),
+        (lambda data: data.update(sources={}), "sources are a list"),
+        (lambda data: data.update(objective=[]), "are mappings"),
+        (lambda data: data["sources"][0].pop("drop"), "a source needs"),
+        (lambda data: data["sources"][0].update(guided="yes"), "a source needs"),
     ],
 )
 def test_a_malformed_recipe_is_refused(spoil, message):

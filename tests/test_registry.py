@@ -309,6 +309,15 @@ def test_unreadable_entry_points_are_reported(site: Path):
     assert row(table, "ldmkit-x").status == "failed"
 
 
+def test_unreadable_metadata_is_reported_under_the_name_of_its_folder(site: Path):
+    install(site, "ldmkit-x", {"x_light": offer("mine", "a:B", "task")})
+    (site / "ldmkit_x-0.1.dist-info" / "METADATA").write_bytes(b"Name: b\xff\nVersion: 0.1\n")
+    table = Registry()
+    with pytest.warns(LdmkitPluginWarning, match="ldmkit-x 0.1.*cannot be read"):
+        assert table.names("task") == sorted(builtin.TABLE["task"])
+    assert row(table, "ldmkit-x").status == "failed"
+
+
 def test_distribution_without_metadata_still_works(site: Path):
     install(site, "ldmkit-x", {"x_light": offer("mine", "somewhere:Thing", "task")})
     (site / "ldmkit_x-0.1.dist-info" / "METADATA").unlink()

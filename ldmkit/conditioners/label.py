@@ -64,6 +64,7 @@ class ClassLabel(nn.Module):
         self.null_class = null_class
         self.names = class_names(names, classes, "class-label")
         self.provides: Mapping[str, int] = {slot: width}
+        self.has_null = null_class
         self.embedding = nn.Embedding(classes + null_class, width)
 
     def forward(self, batch: Batch) -> Conditioning:
@@ -111,6 +112,7 @@ class ClassIndex(nn.Module):
         self.null_class = null_class
         self.names = class_names(names, classes, "class-index")
         self.provides: Mapping[str, int] = {"label": classes + null_class}
+        self.has_null = null_class
 
     def forward(self, batch: Batch) -> Conditioning:
         """Pass ``batch["label"]`` on as int64."""

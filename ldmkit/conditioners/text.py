@@ -61,6 +61,7 @@ class Tokens(nn.Module):
         self.head_width = head_width
         self.null_tokens = None if null_tokens is None else tuple(null_tokens)
         self.provides: Mapping[str, int] = {"context": width}
+        self.has_null = null_tokens is not None
         self.transformer = TokenTransformer(vocabulary, length, width, depth, heads, head_width)
         if self.null_tokens is not None:
             _check_null(self.null_tokens, length, vocabulary)

@@ -25,7 +25,6 @@ from ldmkit.demo.digits import WRITERS, Digits, batch_of, jittered, load_digits
 from ldmkit.first_stages.kl import KL
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.noise import Noise
-from ldmkit.process import Level
 from ldmkit.recipes.digits import digits
 from ldmkit.training import EMA
 from ldmkit.weights.native import write_atomically
@@ -37,7 +36,6 @@ BATCH = 64
 STEPS = 6000
 COPIES = 16
 KL_WEIGHT = 5e-5
-ANY_LEVEL = Level(0.0, 1.0, 0.0)
 
 
 def main() -> None:
@@ -78,7 +76,7 @@ def train_first_stage(stage: KL, data: Digits, steps: int, out: Path) -> float:
         noise = Noise(seeds)
         image = jittered(image, noise)
         posterior = stage.posterior(image)
-        again = stage.decode(posterior.sample(noise.on("posterior")(posterior.mean, ANY_LEVEL)) * stage.scale)
+        again = stage.decode(posterior.sample(noise.on("posterior").constant(posterior.mean)) * stage.scale)
         distance = functional.l1_loss(again, image) + functional.mse_loss(again, image)
         return distance + KL_WEIGHT * posterior.kl().mean()
 
@@ -100,7 +98,7 @@ def set_scale(stage: KL, data: Digits) -> None:
     stage.scale.fill_(1.0)
     noise = Noise(tuple(range(len(data))))
     posterior = stage.posterior(data.image)
-    stage.scale.fill_(1 / float(posterior.sample(noise(posterior.mean, ANY_LEVEL)).std()))
+    stage.scale.fill_(1 / float(posterior.sample(noise.constant(posterior.mean)).std()))
 
 
 @torch.no_grad()
@@ -110,7 +108,7 @@ def latents_of(stage: KL, data: Digits) -> Digits:
     for copy in tqdm(range(COPIES), desc="encoding", unit="copy"):
         noise = Noise(tuple(SEED * 2**20 + copy * len(data) + i for i in range(len(data))))
         posterior = stage.posterior(jittered(data.image, noise))
-        parts.append(stage.scale * posterior.sample(noise.on("posterior")(posterior.mean, ANY_LEVEL)))
+        parts.append(stage.scale * posterior.sample(noise.on("posterior").constant(posterior.mean)))
     return Digits(torch.cat(parts), data.label.repeat(COPIES))
 
 

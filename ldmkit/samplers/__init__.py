@@ -5,6 +5,6 @@ lives in local variables and nothing is written after construction, so one sampl
 Coefficients are computed on the host before the loop; the loop never reads anything back.
 """
 
-from ldmkit.samplers.contract import AtStop, Sampler, blend, in_turn
+from ldmkit.samplers.contract import AtStop, Checking, Sampler, blend, in_turn
 
-__all__ = ["AtStop", "Sampler", "blend", "in_turn"]
+__all__ = ["AtStop", "Checking", "Sampler", "blend", "in_turn"]

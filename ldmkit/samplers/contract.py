@@ -35,6 +35,20 @@ class Sampler(Protocol):
     ) -> Tensor: ...
 
 
+@runtime_checkable
+class Checking(Protocol):
+    """A sampler that says before a call what it cannot do; the built-in ones all do.
+
+    ``stochastic``: whether it draws noise at all.
+    """
+
+    @property
+    def stochastic(self) -> bool: ...
+
+    def check(self, levels: Levels) -> None:
+        """Raise ValueError for levels that the sampler cannot follow."""
+
+
 def blend(known: Tensor, mask: Tensor, noise: NoiseSource) -> AtStop:
     """Masked sampling as in the original: before each step the known region becomes its own noised self.
 
@@ -48,8 +62,8 @@ def blend(known: Tensor, mask: Tensor, noise: NoiseSource) -> AtStop:
     """
 
     def at_stop(x: Tensor, now: Level[float]) -> Tensor:
-        noised = now.alpha * known + now.sigma * noise(x, now)
-        return noised.lerp(x, mask)
+        noised = now.alpha * known.to(x) + now.sigma * noise(x, now)
+        return noised.lerp(x, mask.to(x))
 
     return at_stop
 

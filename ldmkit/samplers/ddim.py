@@ -49,6 +49,15 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"sampler 'ddim' needs eta in [0, 1], got {self.eta}")
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta is not 0."""
+        return self.eta > 0
+
+    def check(self, levels: Levels) -> None:
+        """Refuse levels that this sampler cannot follow, as a call would."""
+        self._plan(levels)
+
     def __call__(
         self, denoise: Denoise, x: Tensor, levels: Levels, noise: NoiseSource, at_stop: AtStop | None = None
     ) -> Tensor:

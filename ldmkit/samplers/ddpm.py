@@ -25,7 +25,7 @@ from ldmkit.samplers.contract import AtStop
 
 @dataclass(frozen=True)
 class DDPM:
-    """Ancestral sampling with a fixed variance; on all T levels it is the original's ``p_sample`` loop.
+    """Ancestral sampling with a fixed variance; on all T levels, landing clean, it is the original's ``p_sample`` loop.
 
     Args:
         upper_variance: v in [0, 1], the share of the upper bound beta in the variance (the original's
@@ -43,6 +43,13 @@ class DDPM:
         if not 0 <= self.upper_variance <= 1:
             raise ValueError(f"sampler 'ddpm' needs upper_variance in [0, 1], got {self.upper_variance}")
 
+    stochastic = True
+
+    def check(self, levels: Levels) -> None:
+        """Refuse levels that this sampler cannot follow, as a call would."""
+        if not levels.falling:
+            raise ValueError("sampler 'ddpm' draws from a posterior, which needs levels whose noise falls")
+
     def __call__(
         self, denoise: Denoise, x: Tensor, levels: Levels, noise: NoiseSource, at_stop: AtStop | None = None
     ) -> Tensor:
@@ -51,8 +58,7 @@ class DDPM:
         Raises:
             ValueError: levels whose noise does not fall.
         """
-        if not levels.falling:
-            raise ValueError("sampler 'ddpm' draws from a posterior, which needs levels whose noise falls")
+        self.check(levels)
         plan = [(now, nxt, *self._posterior(now, nxt)) for now, nxt in levels.steps()]
         for now, nxt, keep, toward, spread in plan:
             if at_stop is not None:

@@ -37,6 +37,12 @@ class PLMS:
     """
 
     order = 2
+    stochastic = False
+
+    def check(self, levels: Levels) -> None:
+        """Refuse levels that this sampler cannot follow, as a call would."""
+        for now, nxt in levels.steps():
+            _transfer(now, nxt)
 
     def __call__(
         self, denoise: Denoise, x: Tensor, levels: Levels, noise: NoiseSource, at_stop: AtStop | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,10 +42,13 @@ def save(model: LatentDiffusion, path: str | os.PathLike[str], notes: Mapping[st
 
     Raises:
         CompositionError: a part cannot be written down, or does not rebuild to the same tensors.
+        ValueError: a weight is not finite.
         OSError: the file cannot be written; an old file is left as it was.
     """
     recipe = model.recipe().with_notes(notes or {})
     tensors, tied = _tensors(model)
+    if wrong := not_finite(model, tensors):
+        raise ValueError(f"the model holds weights that are not finite, and a file of it could not be read: {wrong}")
     _check_rebuilds(model, recipe)
     record = {
         "format_version": FORMAT_VERSION,
@@ -54,7 +57,7 @@ def save(model: LatentDiffusion, path: str | os.PathLike[str], notes: Mapping[st
         "providers": _providers(model),
         "tied": tied,
     }
-    metadata = {"format": "pt", "ldmkit": json.dumps(record, sort_keys=True)}
+    metadata = {"format": "pt", "ldmkit": json.dumps(record)}
     write_atomically(Path(path), lambda partial: save_file(tensors, partial, metadata))
 
 
@@ -74,8 +77,11 @@ def load(
         UnknownComponentError: a part is not installed here.
     """
     recipe, tied, tensors = read(path)
-    with without_initialisation():
-        model = compose(recipe)
+    try:
+        with without_initialisation():
+            model = compose(recipe)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"the recipe in {path} does not build: {error}") from error
     _fill(model, tensors, tied, Path(path))
     model.to(device).eval()
     return model if dtype is None else model.cast(dtype)
@@ -123,14 +129,14 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then give it the name: all or nothing."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(descriptor)
-    partial = Path(name)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    partial.touch(exist_ok=False)
+    mode = partial.stat().st_mode  # as this process makes files; some writers make private ones
     try:
         write(partial)
+        partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -197,9 +203,9 @@ def _providers(model: LatentDiffusion) -> dict[str, str]:
 
 
 def _check_rebuilds(model: LatentDiffusion, recipe: Recipe) -> None:
-    """Refuse a model that its own recipe does not describe."""
-    with torch.device("meta"):
-        again = compose(recipe)
+    """Refuse a model that its own recipe, as a file would give it back, does not describe."""
+    with without_initialisation():
+        again = compose(Recipe.from_json(json.loads(json.dumps(recipe.to_json()))))
     ours, theirs = _shapes(model), _shapes(again)
     if ours != theirs:
         different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
@@ -207,6 +213,18 @@ def _check_rebuilds(model: LatentDiffusion, recipe: Recipe) -> None:
             f"the model differs from what its recipe builds, in {len(different)} tensors such as {different[:5]}: a "
             "part was changed after it was built; build it with the options it should have, or merge the adapter"
         )
+
+
+def not_finite(model: LatentDiffusion, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The parameters that hold something not finite, and the buffers that hold NaN (a mask may hold -inf)."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    bad = [
+        name
+        for name, value in floating.items()
+        if bool(value.isnan().any()) or (name in parameters and not bool(value.isfinite().all()))
+    ]
+    return [f"{name}: not finite" for name in sorted(bad)]
 
 
 def _is_data(name: str) -> bool:
@@ -227,8 +245,11 @@ def _record(text: str, path: Path) -> tuple[Recipe, dict[str, str]]:
                 f"{path} was written by ldmkit {record['library_version']} in format {record['format_version']}; this "
                 f"is ldmkit {__version__}, which reads up to {FORMAT_VERSION}: upgrade ldmkit"
             )
-        return Recipe.from_json(record["recipe"]), dict(record["tied"])
-    except (ValueError, KeyError, TypeError) as error:
+        tied = record["tied"]
+        if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
+            raise ValueError("the names of tied tensors are not a mapping of names")
+        return Recipe.from_json(record["recipe"]), tied
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the recipe in {path} cannot be read: {error}") from error
 
 
@@ -243,8 +264,7 @@ def _fill(model: LatentDiffusion, tensors: dict[str, Tensor], tied: Mapping[str,
             wrong.append(
                 f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
             )
-        elif tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
-            wrong.append(f"{name}: not finite")
+    wrong += not_finite(model, tensors)
     if wrong:
         more = f", and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise CheckpointError(f"the tensors of {path} do not fit its recipe: {'; '.join(sorted(wrong)[:20])}{more}")
@@ -252,12 +272,6 @@ def _fill(model: LatentDiffusion, tensors: dict[str, Tensor], tied: Mapping[str,
         if name in tensors:
             value.data = value.data.to(tensors[name].dtype)
     model.load_state_dict(tensors)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

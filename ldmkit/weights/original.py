@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ldmkit.errors import CheckpointError
 from ldmkit.model import LatentDiffusion
-from ldmkit.process import VP
+from ldmkit.process import VP, Process
 
 SCHEDULE = frozenset(
     {
@@ -95,19 +95,33 @@ def load_original(model: LatentDiffusion, state: Mapping[str, Tensor], ema: bool
             wrong.append(f"{theirs}: {tuple(state[theirs].shape)}, here {tuple(ours[key].shape)}")
     if wrong:
         raise CheckpointError(f"{len(wrong)} tensors do not fit the model: {'; '.join(sorted(wrong)[:20])}")
-    _check_schedule(model, state)
+    _check_schedule(model.process, state)
+    if "logvar" in state and ours.get("objective.log_variance", state["logvar"][:0]).shape != state["logvar"].shape:
+        raise CheckpointError(
+            "the checkpoint learned a log-variance per time ('logvar'), which this model has no place for: compose it "
+            f"with objective=DenoisingLoss(learn_log_variance=True, times={state['logvar'].numel()})"
+        )
     tensors = {key: state[theirs] for key, theirs in names.items()}
     if "scale_factor" in state and "first_stage.scale" in ours:
-        tensors["first_stage.scale"] = state["scale_factor"].reshape(())
+        tensors["first_stage.scale"] = _scale(state["scale_factor"])
+    if "logvar" in state:
+        tensors["objective.log_variance"] = state["logvar"]
     model.load_state_dict({**ours, **tensors})
 
 
-def _check_schedule(model: LatentDiffusion, state: Mapping[str, Tensor]) -> None:
-    if "alphas_cumprod" not in state or not isinstance(model.process, VP):
-        return
-    theirs = state["alphas_cumprod"].double()
-    if theirs.shape != model.process.alpha_bar.shape or not torch.allclose(theirs, model.process.alpha_bar, rtol=1e-4):
-        raise CheckpointError(
-            f"the checkpoint was trained on another schedule (alpha_bar ends at {float(theirs[-1]):.4g} after "
-            f"{len(theirs)} steps) than {model.process}"
-        )
+def _check_schedule(process: Process, state: Mapping[str, Tensor]) -> None:
+    """Compare the betas and their products, where the file has them, with the process the model was composed with."""
+    given = [name for name in ("betas", "alphas_cumprod") if name in state]
+    if given and not isinstance(process, VP):
+        raise CheckpointError(f"the checkpoint holds a table of betas, and {process} has none: compose it with a VP")
+    for name in given:
+        field = {"betas": "beta", "alphas_cumprod": "alpha_bar"}[name]
+        ours, theirs = getattr(process, field), state[name].double()
+        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-8):
+            raise CheckpointError(f"the checkpoint was trained on another schedule than {process}: '{name}' differs")
+
+
+def _scale(scale: Tensor) -> Tensor:
+    if scale.numel() != 1 or not bool(scale.isfinite().all()) or float(scale) <= 0:
+        raise CheckpointError(f"the checkpoint's scale_factor must be one positive number, got {scale.tolist()}")
+    return scale.reshape(())

@@ -1,6 +1,7 @@
 """Two whole models of the original: composed here, filled from the original's state dict, sampled and decoded."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,8 +55,8 @@ def checkpoint(name):
     """The recorded model's state dict: tensors by the weight recipe, schedule buffers from its process."""
     entry = json.loads((RECORDED / f"{name}.json").read_text())
     state = recipe_weights(entry["state_dict"], entry["weights_seed"])
-    alpha_bar = VP(start=0.0015, end=0.0195).alpha_bar.float()
-    state["alphas_cumprod"] = alpha_bar
+    process = VP(start=0.0015, end=0.0195)
+    state |= {"betas": process.beta.float(), "alphas_cumprod": process.alpha_bar.float()}
     if "scale_factor" in state:
         state["scale_factor"] = torch.tensor(0.75)
     return state, entry
@@ -102,6 +103,15 @@ def test_every_tensor_of_the_checkpoint_is_accounted_for(name):
     assert named <= set(state)
 
 
+def test_a_learned_log_variance_is_loaded_where_the_model_has_one():
+    state, _ = checkpoint("e2e_class_cfg")
+    state["logvar"] = torch.linspace(-1, 1, 1000)
+    recipe = replace(RECIPES["e2e_class_cfg"], objective={"learn_log_variance": True, "times": 1000})
+    model = compose(recipe)
+    load_original(model, state)
+    assert torch.equal(model.objective.log_variance.detach(), state["logvar"])
+
+
 def test_ema_and_raw_weights_differ_and_both_load():
     state, _ = checkpoint("e2e_class_cfg")
     model = compose(RECIPES["e2e_class_cfg"])
@@ -118,6 +128,9 @@ def test_ema_and_raw_weights_differ_and_both_load():
         (lambda state: state.update({"surprise.weight": torch.zeros(1)}), "unexpected surprise.weight"),
         (lambda state: state.update({"first_stage_model.quant_conv.bias": torch.zeros(7)}), r"\(7,\), here \(3,\)"),
         (lambda state: state.update({"alphas_cumprod": VP("cosine").alpha_bar}), "another schedule"),
+        (lambda state: state.update({"betas": VP().beta[:10]}), "'betas' differs"),
+        (lambda state: state.update({"scale_factor": torch.zeros(3)}), "one positive number"),
+        (lambda state: state.update({"logvar": torch.zeros(1000)}), "learn_log_variance=True, times=1000"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_nothing(change, message):
