@@ -455,3 +455,11 @@ def test_pixel_is_the_identity_at_every_size():
     assert torch.equal(stage.encode(image), image)
     assert torch.equal(stage.decode(stage.encode(image)), image)
     assert list(stage.parameters()) == []
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), [(lambda: Pixel(channels=0), "1 channel"), (lambda: VQ(codebook_size=0), "codebook_size")]
+)
+def test_sizes_below_one_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

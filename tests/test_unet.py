@@ -512,6 +512,10 @@ def test_binding_refuses_slots_that_do_not_fit() -> None:
         ({"disable_self_attention": (True, False)}, "need a context_dim"),
         ({"context_dim": 24, "qkv_first": True}, "does nothing with a context_dim"),
         ({"resblock_updown": True, "conv_resample": False}, "does nothing with resblock_updown"),
+        ({"num_res_blocks": 0}, "must be at least 1"),
+        ({"context_dim": 24, "transformer_depth": 0}, "must be at least 1"),
+        ({"concat_channels": -1}, "at least 0"),
+        ({"num_classes": 0}, "at least 1 where given"),
     ],
 )
 def test_options_that_contradict_or_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:

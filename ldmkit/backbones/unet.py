@@ -153,6 +153,13 @@ class UNet(nn.Module):
                 self.num_classes is not None and self.vector_dim is not None
             ),
             "channel_mult needs one entry per level, at least one": levels == 0,
+            "channels, num_res_blocks and every transformer_depth must be at least 1": (
+                min(self.channels, self.num_res_blocks, *([depths] if isinstance(depths, int) else depths)) < 1
+            ),
+            "concat_channels must be at least 0, and context_dim, vector_dim and num_classes at least 1 where given": (
+                self.concat_channels < 0
+                or any(size is not None and size < 1 for size in (self.context_dim, self.vector_dim, self.num_classes))
+            ),
             f"the levels' widths {widths} must be multiples of {GROUPS}, the groups of the norms": (
                 any(width % GROUPS for width in widths)
             ),

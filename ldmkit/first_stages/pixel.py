@@ -33,6 +33,8 @@ class Pixel(nn.Module):
     def __init__(self, channels: int = 3, scale: float = 1.0) -> None:
         super().__init__()
         check_scale("pixel", scale)
+        if channels < 1:
+            raise ValueError(f"first stage 'pixel' needs at least 1 channel, got {channels}")
         self.channels = self.image_channels = channels
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
 

@@ -227,6 +227,8 @@ class VQ(nn.Module):
     ) -> None:
         super().__init__()
         check_scale("vq", scale)
+        if codebook_size < 1:
+            raise ValueError(f"first stage 'vq' needs a codebook_size of at least 1, got {codebook_size}")
         self.channels = channels
         self.codebook_size = codebook_size
         self.z_channels = z_channels
