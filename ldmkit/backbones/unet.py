@@ -415,6 +415,8 @@ class UNet(nn.Module):
                 f"{self.channels} channels of the state and {self.concat_channels} of concat: "
                 "append the conditioning's concat to the state, or build the unet with other concat_channels"
             )
+        if not x.is_floating_point():
+            raise ValueError(f"backbone 'unet' expects a floating-point state, got {x.dtype}")
         if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(
                 f"backbone 'unet' got {x.shape[2]} x {x.shape[3]} states and halves them {len(self.channel_mult) - 1} "

@@ -32,7 +32,10 @@ class ClassConditional:
 
 
 def _indices(label: int | Sequence[int] | Tensor) -> Tensor:
-    indices = torch.as_tensor([label] if isinstance(label, int) else label)
+    try:
+        indices = torch.as_tensor([label] if isinstance(label, int) else label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"label must be a class index or a list of them, got {label!r:.60}") from error
     if indices.numel() == 0 or indices.ndim != 1:
         raise ValueError(f"label must be one class index or a list of them, got shape {tuple(indices.shape)}")
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
