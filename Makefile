@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu lint docs bench clean
+PLUGINS := ldmkit-transformers ldmkit-openclip ldmkit-timm
+
+.PHONY: demo test test-slow test-gpu test-plugins lint docs bench clean
 
 demo: $(READY)  ## sample the bundled model and write a contact sheet
 	$(BIN)/python -m ldmkit demo --out demo
@@ -17,6 +19,13 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+test-plugins: $(READY)  ## build and install the plug-ins' wheels, then run the tests of each from its own folder
+	for name in $(PLUGINS); do $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels plugins/$$name || exit 1; done
+	$(BIN)/pip install --quiet torchvision
+	$(BIN)/pip install --quiet --force-reinstall --no-deps build/wheels/*.whl
+	$(BIN)/pip install --quiet --find-links build/wheels $(PLUGINS)
+	for name in $(PLUGINS); do (cd plugins/$$name && $(abspath $(BIN))/python -P -m pytest) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/pip install --quiet -e ".[lint]"

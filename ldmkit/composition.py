@@ -44,6 +44,18 @@ class Downsampling(Protocol):
     factor: int
 
 
+@runtime_checkable
+class Filled(Protocol):
+    """A component that can be read from elsewhere when it is built: a file, a folder, a hub.
+
+    ``filled_by`` names the constructor keywords that say where. They are never written down: what was read is in the
+    tensors, in ``get_extra_state`` and in the component's other keywords, whose attributes say what was found, so that
+    it can be built again without the place it came from.
+    """
+
+    filled_by: tuple[str, ...]
+
+
 def label_of(component: object) -> str:
     """How a message names a component: the name it was built by, else its class."""
     built = origin(component)
@@ -192,6 +204,8 @@ def _parameters(part: object) -> str:
 def part_of(kind: str, component: object) -> Part:
     """The part that builds a component again: its registered name, and its constructor keywords as attributes.
 
+    The keywords that a :class:`Filled` component was read by are left out.
+
     Raises:
         CompositionError: its class is not registered, a keyword is not an attribute of the same name, or the component
             no longer is what it was built as; the message says what to do.
@@ -204,18 +218,25 @@ def part_of(kind: str, component: object) -> Part:
     given = {} if built is None or built.part is None else built.part.options
     if built is not None and built.part is not None and not _makes(kind, built.qualified, cls):
         return Part(name, built.part.options)  # a function built it: its options are the only ones there are
+    fills = component.filled_by if isinstance(component, Filled) else ()
     options = {}
     for keyword, parameter in inspect.signature(cls).parameters.items():
+        if keyword in fills:
+            continue
         value = _attribute(kind, component, keyword)
         if isinstance(value, Tensor):  # state, whose value travels as a tensor; the keyword was where it began
             value = given.get(keyword, parameter.default)
         if not _is_default(value, parameter.default):
             options[keyword] = value
     part = Part(name, options)
-    if built is not None and (kept := _kept(given, cls)) != part.options:
+    kept = {keyword: value for keyword, value in _kept(given, cls).items() if keyword not in fills}
+    # What was read may have set the keywords that were not given; those that were given must still be true.
+    read = any(given.get(keyword) is not None for keyword in fills)
+    said = {keyword: value for keyword, value in part.options.items() if keyword in kept or not read}
+    if built is not None and kept != said:
         raise CompositionError(
-            f"{kind} '{name}' was built with {dict(kept)} and now says {dict(part.options)}: a part changed by hand "
-            "cannot be written down; build it with the options it should have"
+            f"{kind} '{name}' was built with {kept} and now says {said}: a part changed by hand cannot be written "
+            "down; build it with the options it should have"
         )
     return part
 

@@ -57,8 +57,9 @@ def log_snr(level: Level[float]) -> float:
 class Process(Protocol):
     """A forward process, ``t -> (alpha, sigma)``, and its inverse.
 
-    ``t_min`` and ``t_max`` bound the times of its lists of levels (training may draw beyond them); ``table`` is their number where they are a table of
-    integers 0 ... table - 1, and None for a continuous process. ``clean`` is the level without noise.
+    ``t_min`` and ``t_max`` bound the times of its lists of levels (training may draw beyond them); ``table`` is their
+    number where they are a table of integers 0 ... table - 1, and None for a continuous process. ``clean`` is the level
+    without noise.
     """
 
     @property

@@ -166,6 +166,37 @@ def test_data_of_a_component_travels_in_the_file(model, tmp_path):
     torch.testing.assert_close(again.conditioner(batch).context, told.conditioner(batch).context)
 
 
+class FilledVocabulary(Vocabulary):
+    """The same, filled when it is built."""
+
+    filled_by = ("words_from",)
+
+    def __init__(self, words_from=None):
+        super().__init__()
+        if words_from is not None:
+            with open(words_from, encoding="utf-8") as file:
+                self.words = file.read().split()
+
+
+def test_the_place_a_component_was_filled_from_is_not_written_down(model, tmp_path):
+    ldmkit.register("conditioner", "filled-for-test", FilledVocabulary, replace=True)
+    words = tmp_path / "words.txt"
+    words.write_text("cat dog bird fish")
+    told = LatentDiffusion(
+        first_stage=model.first_stage,
+        backbone=model.backbone,
+        process=VP("cosine"),
+        prediction="v",
+        conditioner={"word": ldmkit.build("conditioner", "filled-for-test", words_from=str(words))},
+    )
+    told.save(tmp_path / "m.safetensors")
+    words.unlink()
+    assert b"words.txt" not in (tmp_path / "m.safetensors").read_bytes()
+    again = ldmkit.load(tmp_path / "m.safetensors")
+    batch = {"word": ["fish"]}
+    torch.testing.assert_close(again.conditioner(batch).context, told.conditioner(batch).context)
+
+
 def test_loading_draws_no_random_weights(model, tmp_path):
     path = tmp_path / "model.safetensors"
     model.save(path)
