@@ -166,6 +166,12 @@ def test_elbo_weights_are_positive_and_start_with_their_second_entry():
         assert weights[0] == weights[1] > 0
 
 
+def test_the_variational_weights_of_x0_keep_the_originals_slip_of_precedence():
+    alpha_bar = VP().alpha_bar
+    weights = elbo_weights(VP(), "x0")
+    torch.testing.assert_close(weights[1:], (0.5 * alpha_bar.sqrt() / (2 - alpha_bar))[1:])
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -345,6 +345,34 @@ def test_a_wrong_call_is_refused_before_the_network_runs(arguments, error, messa
         model.sample(call.pop("batch"), **call)
 
 
+class Pull:
+    """Guidance by a gradient: pulls the estimate of x0 toward a target, through the network."""
+
+    needs_uncond, needs_grad = False, True
+
+    def __call__(self, bind, cond, uncond, levels):
+        denoise = bind(cond)
+
+        def guided(x, level):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                x0 = denoise(x, level)
+                (gradient,) = torch.autograd.grad((x0 - 1).square().sum(), x)
+            return x0.detach() - 0.1 * gradient
+
+        return guided
+
+
+def test_a_guidance_that_needs_gradients_gets_them():
+    """Inference tensors, the caches of a binding included, could not take part in a gradient."""
+    model = class_model()
+    call = {"batch": {"label": torch.tensor([1])}, "size": (8, 8), "levels": 3}
+    pulled, free = (model.sample(**call, guidance=guidance) for guidance in (Pull(), None))
+    assert bool(pulled.isfinite().all())
+    assert not torch.allclose(pulled, free, atol=1e-3)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_cfg_on_a_model_without_conditioner_is_refused():
     with pytest.raises(ValueError, match="has no conditioner: use scale 1"):
         plain_model().sample(size=(8, 8), guidance=CFG(2.0), levels=2)

@@ -103,6 +103,14 @@ def test_every_tensor_of_the_checkpoint_is_accounted_for(name):
     assert named <= set(state)
 
 
+def test_the_scale_in_the_file_wins():
+    state, _ = checkpoint("e2e_class_cfg")
+    state["scale_factor"] = torch.tensor(0.75)
+    model = compose(RECIPES["e2e_class_cfg"])
+    load_original(model, state)
+    assert float(model.first_stage.scale) == 0.75
+
+
 def test_a_learned_log_variance_is_loaded_where_the_model_has_one():
     state, _ = checkpoint("e2e_class_cfg")
     state["logvar"] = torch.linspace(-1, 1, 1000)
