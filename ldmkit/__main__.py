@@ -1,8 +1,9 @@
 """``python -m ldmkit``: ask the registry from a shell.
 
 ``components``, ``describe`` and ``plugins`` print what the functions of :mod:`ldmkit.registry` return, and work when
-every plug-in is broken; ``check`` puts a component through the conformance suite. Exit status 0: done; 1: an error of
-ldmkit, in one line on stderr, or a check that fails; 2: the command line.
+every plug-in is broken; ``check`` puts a component through the conformance suite; ``new-plugin`` writes a distribution
+to start from. Exit status 0: done; 1: an error of ldmkit, in one line on stderr, or a check that fails; 2: the command
+line.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(import_module("ldmkit.demo.sheet").main(["--out", options.out] if options.out else []) or 0)
         if options.command == "check":
             return _check(options)
+        if options.command == "new-plugin":
+            print(import_module("ldmkit.new_plugin").write(options.name, options.kind, options.out))
+            return 0
         print(_answer(options))
     except LdmkitError as error:
         print(f"ldmkit: error: {error}", file=sys.stderr)
@@ -116,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--example", metavar="MODULE:NAME", help="an ldmkit.testing.Example to use")
     plugins = commands.add_parser("plugins", help="list every plug-in, and why one is not loaded")
     plugins.add_argument("--json", action="store_true")
+    new = commands.add_parser("new-plugin", help="write a distribution to start a plug-in from")
+    new.add_argument("name", metavar="NAME", help="what the component will be called; the folder is ldmkit-NAME")
+    new.add_argument("--kind", choices=registry.KINDS, default="conditioner")
+    new.add_argument("--out", metavar="DIR", default=".", help="the folder to write into (default: this one)")
     demo = commands.add_parser("demo", help="sample the bundled model and write a contact sheet")
     demo.add_argument("--out", metavar="DIR", help="the folder to write to")
     return parser

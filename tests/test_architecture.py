@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ldmkit"
-PLAIN = {"errors", "_version", "recipe", "recipes", "component", "discovery", "registry", "builtin"}
+PLAIN = {"errors", "_version", "new_plugin", "recipe", "recipes", "component", "discovery", "registry", "builtin"}
 SPINE = {
     "process": {"errors"},
     "conditioning": {"errors"},
