@@ -6,6 +6,7 @@ A distribution declares an entry point of the group ``ldmkit`` that names a ligh
     def ldmkit_register(register):
         register.conditioner("depth-map", "ldmkit_depth.depth:DepthMap")
 
+The module may say which plug-in API it was written for, ``ldmkit_api = (1, 0)``; one that says nothing means that.
 The built-ins come through the same hook. One plug-in's failure (at import, in its hook, in what it offers) costs its
 own components and nothing else: what it offers is collected apart and enters the table whole or not at all.
 Installing a plug-in is running its code: this isolation is against mistakes, not against malice.
@@ -33,6 +34,11 @@ from ldmkit.errors import PluginError, PluginLoadError, ReservedNameError
 
 GROUP = "ldmkit"
 BUILTIN = "ldmkit"
+
+PLUGIN_API = (1, 0)
+"""The (major, minor) that plug-ins see: another major breaks them, a higher minor only adds to it."""
+
+_FIRST_API = (1, 0)
 
 Table: TypeAlias = dict[tuple[str, str, str], Component]
 
@@ -277,7 +283,20 @@ def _load_only(points: list[importlib.metadata.EntryPoint]) -> object:
         )
     if not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\])?", values[0]):
         raise PluginError(f"its entry point must name a 'module' or 'module:object', got '{values[0]}'")
+    module = importlib.import_module(points[0].module)
+    _refuse_other_api(vars(module).get("ldmkit_api", _FIRST_API))
     return points[0].load()
+
+
+def _refuse_other_api(api: object) -> None:
+    """Accept the same major with a minor that is not higher than ours."""
+    if not (isinstance(api, tuple) and len(api) == 2 and all(type(part) is int and part >= 0 for part in api)):
+        raise PluginError(f"its ldmkit_api must be two whole numbers, (major, minor), as in (1, 0); got {api!r}")
+    if api[0] == PLUGIN_API[0] and api[1] <= PLUGIN_API[1]:
+        return
+    behind = "ldmkit" if api > PLUGIN_API else "the plug-in"
+    ours = "{}.{}".format(*PLUGIN_API)
+    raise PluginError(f"written for plug-in API {api[0]}.{api[1]}; this ldmkit has {ours}: upgrade {behind}")
 
 
 def _refuse(message: str) -> object:

@@ -14,13 +14,24 @@ import warnings
 from typing import Any
 
 from ldmkit.component import KINDS, Component, Description, Factory, Origin, did_you_mean, origin, quoted
-from ldmkit.discovery import PluginInfo, Register, Table, check, hookimpl, load_all, normalised, refuse_reserved
+from ldmkit.discovery import (
+    PLUGIN_API,
+    PluginInfo,
+    Register,
+    Table,
+    check,
+    hookimpl,
+    load_all,
+    normalised,
+    refuse_reserved,
+)
 from ldmkit.errors import AmbiguousComponentError, LdmkitPluginWarning, OptionError, PluginError, UnknownComponentError
 from ldmkit.recipe import Part
 
 __all__ = [
     "KINDS",
     "LOCAL",
+    "PLUGIN_API",
     "Component",
     "Description",
     "Factory",

@@ -17,7 +17,7 @@ import torch
 from .measure import Setting, Table, installed
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("imports", "unet_step", "guided_sample", "decode", "sampler_overhead", "memory")
+NAMES = ("imports", "unet_step", "guided_sample", "decode", "sampler_overhead", "memory", "listing")
 SWITCHED = ("unet_step", "decode")
 """Measured once more, in a process of their own, with switches that a whole process shares."""
 
