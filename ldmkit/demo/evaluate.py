@@ -108,19 +108,16 @@ def copies(digits: Digits, train: Digits, test: Digits) -> dict[str, float]:
     """
     step = len(train) / len(test)
     kept = torch.tensor([int(i * step) for i in range(len(test))])
-    samples, seen, unseen = (torch.from_numpy(small(image)) for image in (digits.image, train.image[kept], test.image))
+    samples, all_seen, unseen = (torch.from_numpy(small(part.image)) for part in (digits, train, test))
+    seen = all_seen[kept]
     to_seen, to_unseen = torch.cdist(samples, seen).amin(1), torch.cdist(samples, unseen).amin(1)
     return {
         "median_distance_to_training_digits": float(to_seen.median()),
         "median_distance_to_held_out_digits": float(to_unseen.median()),
         "share_nearer_to_training_digits": float((to_seen < to_unseen).float().mean()),
         "median_distance_held_out_to_training": float(torch.cdist(unseen, seen).amin(1).median()),
-        "smallest_distance_to_any_training_digit": float(
-            torch.cdist(samples, torch.from_numpy(small(train.image))).min()
-        ),
-        "smallest_distance_held_out_to_any_training_digit": float(
-            torch.cdist(unseen, torch.from_numpy(small(train.image))).min()
-        ),
+        "smallest_distance_to_any_training_digit": float(torch.cdist(samples, all_seen).min()),
+        "smallest_distance_held_out_to_any_training_digit": float(torch.cdist(unseen, all_seen).min()),
     }
 
 

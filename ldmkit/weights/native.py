@@ -97,17 +97,9 @@ def read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, str], dict[str
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    if "ldmkit" not in metadata:
-        raise CheckpointError(
-            f"{path} holds tensors but no recipe of ldmkit: files of other programs are read by an importer"
-        )
-    recipe, tied = _record(metadata["ldmkit"], path)
+    with _opened(path) as file:
+        recipe, tied = _record(file.metadata() or {}, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     return recipe, tied, tensors
 
 
@@ -117,14 +109,19 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises:
         CheckpointError: not a file of ours.
     """
+    path = Path(path)
+    with _opened(path) as file:
+        return _record(file.metadata() or {}, path)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what it cannot read is a CheckpointError."""
     try:
-        with safe_open(Path(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    if "ldmkit" not in metadata:
-        raise CheckpointError(f"{path} holds tensors but no recipe of ldmkit")
-    return _record(metadata["ldmkit"], Path(path))[0]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -237,9 +234,14 @@ def _shapes(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
     return {name: () if _is_data(name) else tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _record(text: str, path: Path) -> tuple[Recipe, dict[str, str]]:
+def _record(metadata: Mapping[str, str], path: Path) -> tuple[Recipe, dict[str, str]]:
+    """(recipe, tied name -> stored name) from the metadata of a file."""
+    if "ldmkit" not in metadata:
+        raise CheckpointError(
+            f"{path} holds tensors but no recipe of ldmkit: files of other programs are read by an importer"
+        )
     try:
-        record = json.loads(text)
+        record = json.loads(metadata["ldmkit"])
         if record["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} was written by ldmkit {record['library_version']} in format {record['format_version']}; this "
