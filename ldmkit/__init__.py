@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from ldmkit.denoiser import Denoiser as Denoiser
     from ldmkit.model import LatentDiffusion as LatentDiffusion
     from ldmkit.model import compose as compose
+    from ldmkit.parts import Part as Part
+    from ldmkit.parts import Recipe as Recipe
+    from ldmkit.parts import Source as Source
     from ldmkit.pipelines import Pipeline as Pipeline
     from ldmkit.pipelines import pipeline as pipeline
     from ldmkit.process import Level as Level
     from ldmkit.process import Levels as Levels
     from ldmkit.process import Process as Process
-    from ldmkit.recipe import Part as Part
-    from ldmkit.recipe import Recipe as Recipe
-    from ldmkit.recipe import Source as Source
+    from ldmkit.recipes import recipe as recipe
     from ldmkit.registry import build as build
     from ldmkit.registry import describe as describe
     from ldmkit.registry import hookimpl as hookimpl
@@ -58,9 +59,10 @@ _HOMES = {
     "Level": "ldmkit.process",
     "Levels": "ldmkit.process",
     "Process": "ldmkit.process",
-    "Part": "ldmkit.recipe",
-    "Recipe": "ldmkit.recipe",
-    "Source": "ldmkit.recipe",
+    "Part": "ldmkit.parts",
+    "Recipe": "ldmkit.parts",
+    "Source": "ldmkit.parts",
+    "recipe": "ldmkit.recipes",
     "build": "ldmkit.registry",
     "describe": "ldmkit.registry",
     "hookimpl": "ldmkit.registry",

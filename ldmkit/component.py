@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ldmkit.errors import FactoryError, LdmkitError, OptionError
-from ldmkit.recipe import Part
+from ldmkit.parts import Part
 
 KINDS = ("first-stage", "backbone", "conditioner", "process", "sampler", "guidance", "task", "recipe")
 

@@ -16,8 +16,8 @@ from ldmkit.conditioning import SLOTS, Conditioner, Joint
 from ldmkit.denoiser import Backbone, DenoisingLoss
 from ldmkit.errors import CompositionError
 from ldmkit.guidance import Guidance
+from ldmkit.parts import Part, Recipe, Source
 from ldmkit.process import Levels, Process
-from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.registry import find, origin
 from ldmkit.samplers.contract import Checking, Sampler
 

@@ -26,8 +26,8 @@ from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingL
 from ldmkit.errors import BatchError
 from ldmkit.guidance import Guidance, NoGuidance
 from ldmkit.noise import Noise, seeds_from, tempered
+from ldmkit.parts import Recipe
 from ldmkit.process import Level, Levels, Process
-from ldmkit.recipe import Recipe
 from ldmkit.registry import build_part
 from ldmkit.samplers.contract import AtStop, Sampler
 from ldmkit.samplers.ddim import DDIM

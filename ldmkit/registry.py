@@ -26,7 +26,7 @@ from ldmkit.discovery import (
     refuse_reserved,
 )
 from ldmkit.errors import AmbiguousComponentError, LdmkitPluginWarning, OptionError, PluginError, UnknownComponentError
-from ldmkit.recipe import Part
+from ldmkit.parts import Part
 
 __all__ = [
     "KINDS",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ldmkit"
-PLAIN = {"errors", "_version", "new_plugin", "recipe", "recipes", "component", "discovery", "registry", "builtin"}
+PLAIN = {"errors", "_version", "new_plugin", "parts", "recipes", "component", "discovery", "registry", "builtin"}
 SPINE = {
     "process": {"errors"},
     "conditioning": {"errors"},
@@ -15,15 +15,23 @@ SPINE = {
     "guidance": {"conditioning", "denoiser", "process"},
     "samplers": {"denoiser", "noise", "process", "samplers"},
 }
-SPINE["composition"] = {"errors", "conditioning", "denoiser", "guidance", "process", "recipe", "registry", "samplers"}
-SPINE["model"] = {*SPINE, "component", "errors", "recipe", "registry", "weights"}
+SPINE["composition"] = {"errors", "conditioning", "denoiser", "guidance", "process", "parts", "registry", "samplers"}
+SPINE["model"] = {*SPINE, "component", "errors", "parts", "registry", "weights"}
 LEAVES = {"first_stages": set(), "backbones": set(), "conditioners": {"process"}}
 HEAVY = {"timm", "open_clip", "transformers", "diffusers"}
 
 
+def running(node):
+    """Every node below but those for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from running(child)
+
+
 def imports(path):
     """(top-level module, whole dotted name) of every import in a file, lazy ones too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in running(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

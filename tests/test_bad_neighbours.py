@@ -44,7 +44,7 @@ ODD = {
 SAMPLE = """
 import ldmkit
 from ldmkit.model import compose
-from ldmkit.recipe import Part, Recipe
+from ldmkit.parts import Part, Recipe
 
 unet = {"channels": 1, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
 recipe = Recipe(

@@ -58,7 +58,7 @@ def test_public_name_is_its_module_s(name: str, module: str):
 
 
 def test_public_names_survive_the_import_of_every_module():
-    code = "import ldmkit, ldmkit.pipelines, ldmkit.recipe, ldmkit.registry\nassert callable(ldmkit.pipeline)"
+    code = "import ldmkit, ldmkit.pipelines, ldmkit.parts, ldmkit.registry\nassert callable(ldmkit.pipeline)"
     assert "ldmkit.pipelines" in loaded_after(code)
 
 

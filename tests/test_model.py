@@ -13,8 +13,8 @@ from ldmkit.errors import BatchError, CompositionError
 from ldmkit.guidance import CFG, clip, keep_known, quantize
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.noise import Noise
+from ldmkit.parts import Part, Recipe, Source
 from ldmkit.process import VP, RectifiedFlow, trailing
-from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.samplers import blend
 from ldmkit.samplers.ddim import DDIM
 from ldmkit.samplers.ddpm import DDPM

@@ -18,8 +18,8 @@ from ldmkit.conditioning import Conditioning
 from ldmkit.denoiser import DenoisingLoss
 from ldmkit.errors import CheckpointError, CompositionError
 from ldmkit.model import LatentDiffusion, compose
+from ldmkit.parts import Part, Recipe, Source
 from ldmkit.process import VP
-from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.weights.native import read_recipe, without_initialisation, write_atomically
 
 RECIPE = Recipe(

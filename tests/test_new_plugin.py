@@ -148,7 +148,7 @@ def test_folder_that_cannot_be_made_is_told(tmp_path: Path):
 
 COMPOSE = """
 import torch, ldmkit
-from ldmkit.recipe import Part, Recipe, Source
+from ldmkit.parts import Part, Recipe, Source
 unet = {"channels": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": [],
         "num_heads": 2, "concat_channels": 1}
 """

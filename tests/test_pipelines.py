@@ -9,8 +9,8 @@ import ldmkit
 from ldmkit.errors import CompositionError, OptionError
 from ldmkit.guidance import CFG
 from ldmkit.model import compose
+from ldmkit.parts import Part, Recipe, Source
 from ldmkit.pipelines import as_images
-from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.samplers.ddim import DDIM
 
 UNET = {"channels": 1, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}

@@ -28,7 +28,7 @@ from ldmkit.errors import (
     ReservedNameError,
     UnknownComponentError,
 )
-from ldmkit.recipe import Part
+from ldmkit.parts import Part
 from ldmkit.registry import KINDS, PluginInfo, Registry, origin
 
 DEPTH = '''

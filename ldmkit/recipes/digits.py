@@ -1,6 +1,6 @@
 """The bundled model of handwritten digits: a small KL first stage (f = 4) and a class-conditional UNet."""
 
-from ldmkit.recipe import Part, Recipe, Source
+from ldmkit.parts import Part, Recipe, Source
 
 
 def digits() -> Recipe:

@@ -7,7 +7,7 @@ import json
 import torch
 
 from ldmkit.model import LatentDiffusion, compose
-from ldmkit.recipe import Recipe
+from ldmkit.parts import Recipe
 from ldmkit.testing.building import layout
 from ldmkit.testing.case import Case
 from ldmkit.testing.check import Check, check, require

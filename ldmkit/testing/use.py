@@ -14,8 +14,8 @@ from ldmkit.conditioning import Conditioner, Conditioning, MayLackNull
 from ldmkit.denoiser import Backbone, Denoise
 from ldmkit.guidance import Guidance
 from ldmkit.noise import Noise
+from ldmkit.parts import Recipe
 from ldmkit.process import VP, Level, Process
-from ldmkit.recipe import Recipe
 from ldmkit.samplers.contract import Sampler
 from ldmkit.tasks.contract import Task
 from ldmkit.testing.gaussian import Gaussian

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ldmkit._version import __version__
 from ldmkit.errors import CheckpointError, CompositionError
 from ldmkit.model import LatentDiffusion, compose
-from ldmkit.recipe import Recipe
+from ldmkit.parts import Recipe
 from ldmkit.registry import origin
 
 FORMAT_VERSION = 1

@@ -9,8 +9,8 @@ import torch
 from ldmkit.errors import CheckpointError
 from ldmkit.guidance import CFG
 from ldmkit.model import compose
+from ldmkit.parts import Part, Recipe, Source
 from ldmkit.process import VP
-from ldmkit.recipe import Part, Recipe, Source
 from ldmkit.weights.original import SCHEDULE, load_original, original_names
 from parity.recipe_weights import RECORDED, arrays, recipe_weights, relative_error
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ldmkit.guidance import CFG
-from ldmkit.recipe import Part, Recipe
+from ldmkit.parts import Part, Recipe
 from ldmkit.tasks.class_conditional import ClassConditional
 from ldmkit.testing import Example
 from wrong.catalogue import WRONG, caught_by, right

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ldmkit
-from ldmkit.recipe import Part, Recipe, Source
+from ldmkit.parts import Part, Recipe, Source
 
 NESTED = Part(
     "unet@ldmkit",

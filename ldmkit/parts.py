@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, Union
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+if TYPE_CHECKING:
+    from ldmkit.model import LatentDiffusion
 
 Value: TypeAlias = Union[bool, int, float, str, "Part", list["Value"], dict[str, "Value"], None]
 _Path: TypeAlias = tuple[str | int, ...]
@@ -260,6 +264,16 @@ class Recipe:
     def with_notes(self, notes: Mapping[str, Value]) -> Recipe:
         """The same composition with other notes."""
         return replace(self, notes=notes)
+
+    def build(self) -> LatentDiffusion:
+        """Build every part by name and compose the model, with fresh weights: see :func:`ldmkit.compose`.
+
+        Raises:
+            UnknownComponentError: a part is not installed; the message lists the plug-ins that failed.
+            CompositionError: the parts do not fit.
+        """
+        model: LatentDiffusion = import_module("ldmkit.model").compose(self)
+        return model
 
     def parts(self) -> list[tuple[str, Part]]:
         """(kind, part) of everything it needs."""
