@@ -1,18 +1,21 @@
-# One environment in .venv, made when it is missing or when pyproject.toml changed. PYTHON and VENV may be set.
+# One environment in .venv, made when it is missing or when pyproject.toml or a plug-in changed. PYTHON and VENV may be set.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WHEELS := $(VENV)/wheels
 
 PLUGINS := ldmkit-transformers ldmkit-openclip ldmkit-timm
+PLUGIN_FILES := $(shell find plugins -name '*.py' -path '*/ldmkit_*' -o -name pyproject.toml -path 'plugins/*')
 
 .PHONY: demo test test-slow test-gpu test-plugins lint docs bench clean
 
 demo: $(READY)  ## sample the bundled model and write a contact sheet
 	$(BIN)/python -m ldmkit demo --out demo
 
-test: $(READY)  ## everything that needs neither a GPU nor more than a few minutes
+test: $(READY)  ## everything that needs neither a GPU nor more than a few minutes, then the plug-ins' own tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(MAKE) test-plugins
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -20,11 +23,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-test-plugins: $(READY)  ## build and install the plug-ins' wheels, then run the tests of each from its own folder
-	for name in $(PLUGINS); do $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels plugins/$$name || exit 1; done
-	$(BIN)/pip install --quiet torchvision
-	$(BIN)/pip install --quiet --force-reinstall --no-deps build/wheels/*.whl
-	$(BIN)/pip install --quiet --find-links build/wheels $(PLUGINS)
+test-plugins: $(READY)  ## the tests of each plug-in, from its own folder, on the wheel that is installed
 	for name in $(PLUGINS); do (cd plugins/$$name && $(abspath $(BIN))/python -P -m pytest) || exit 1; done
 
 lint: $(READY)
@@ -41,11 +40,15 @@ bench: $(READY)  ## measure against diffusers, side by side in one process
 	$(BIN)/pip install --quiet -e ".[bench]"
 	$(BIN)/python -m tests.benchmarks
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+# One resolution for everything: torch and torchvision must come from the same index, the plug-ins from their wheels.
+$(READY): pyproject.toml $(PLUGIN_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[test]"
+	rm -rf $(WHEELS)
+	for name in $(PLUGINS); do $(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) plugins/$$name || exit 1; done
+	$(BIN)/pip install --quiet --find-links $(WHEELS) -e ".[test]" torchvision $(PLUGINS)
+	$(BIN)/pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) dist demo

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugins.distributions import install, offer
+from plugins.distributions import install, installed, offer
 
 import ldmkit
 from ldmkit import builtin
@@ -17,13 +17,13 @@ ROOT = Path(ldmkit.__file__).parents[1]
 
 
 def run(site: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a fresh interpreter that sees the folder's distributions."""
+    """The command in a fresh interpreter that sees the folder's distributions and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LDMKIT_")}
     path = os.pathsep.join(filter(None, [str(site), str(ROOT), inherited.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "ldmkit", *arguments],
         cwd=site,
-        env={**inherited, "PYTHONPATH": path, **environment},
+        env={**inherited, "PYTHONPATH": path, "LDMKIT_DISABLE": installed(), **environment},
         capture_output=True,
         text=True,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from plugins.distributions import hook, install, offer
+from plugins.distributions import hook, install, installed, offer
 
 import ldmkit
 from ldmkit import builtin, registry
@@ -45,9 +45,10 @@ class DepthMap:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the path to install distributions into; what is imported from it is forgotten afterwards."""
-    for variable in ("LDMKIT_PLUGINS", "LDMKIT_DISABLE", "LDMKIT_STRICT"):
+    """A folder on the path to install distributions into, alone; what is imported from it is forgotten afterwards."""
+    for variable in ("LDMKIT_PLUGINS", "LDMKIT_STRICT"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LDMKIT_DISABLE", installed())
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name, module in list(sys.modules.items()):

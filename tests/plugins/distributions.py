@@ -1,6 +1,7 @@
 """Writes distributions as an installer would: a ``*.dist-info`` folder with metadata and entry points, and modules."""
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -21,6 +22,12 @@ def hook(*lines: str) -> str:
 def offer(name: str, factory: str, kind: str = "conditioner") -> str:
     """The source of a light module that offers one component."""
     return hook(f"register.{kind}({name!r}, {factory!r})")
+
+
+def installed() -> str:
+    """The plug-ins that this environment really has, as ``LDMKIT_DISABLE`` wants them."""
+    points = importlib.metadata.entry_points(group="ldmkit")
+    return ",".join(sorted({point.dist.name for point in points if point.dist is not None} - {"ldmkit"}))
 
 
 def install(
