@@ -35,6 +35,7 @@ lint: $(READY)
 docs: $(READY)  ## write docs/components/ from the registry; a test holds it true
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/authors.py
+	$(BIN)/python docs/models.py
 
 bench: $(READY)  ## measure against diffusers, side by side in one process
 	$(BIN)/pip install --quiet -e ".[bench]"

@@ -15,6 +15,7 @@ from ldmkit.errors import CompositionError as CompositionError
 from ldmkit.errors import FactoryError as FactoryError
 from ldmkit.errors import LdmkitError as LdmkitError
 from ldmkit.errors import LdmkitPluginWarning as LdmkitPluginWarning
+from ldmkit.errors import NonFiniteError as NonFiniteError
 from ldmkit.errors import OptionError as OptionError
 from ldmkit.errors import PluginError as PluginError
 from ldmkit.errors import PluginLoadError as PluginLoadError
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
     from ldmkit.registry import origin as origin
     from ldmkit.registry import plugins as plugins
     from ldmkit.registry import register as register
+    from ldmkit.tasks.contract import Frame as Frame
+    from ldmkit.weights.diffusers import export_diffusers as export_diffusers
+    from ldmkit.weights.diffusers import import_diffusers as import_diffusers
+    from ldmkit.weights.importing import import_checkpoint as import_checkpoint
+    from ldmkit.weights.importing import import_first_stage as import_first_stage
     from ldmkit.weights.native import load as load
 
 _HOMES = {
@@ -70,6 +76,11 @@ _HOMES = {
     "origin": "ldmkit.registry",
     "plugins": "ldmkit.registry",
     "register": "ldmkit.registry",
+    "Frame": "ldmkit.tasks.contract",
+    "export_diffusers": "ldmkit.weights.diffusers",
+    "import_diffusers": "ldmkit.weights.diffusers",
+    "import_checkpoint": "ldmkit.weights.importing",
+    "import_first_stage": "ldmkit.weights.importing",
     "load": "ldmkit.weights.native",
 }
 

@@ -2,8 +2,8 @@
 
 ``components``, ``describe`` and ``plugins`` print what the functions of :mod:`ldmkit.registry` return, and work when
 every plug-in is broken; ``check`` puts a component through the conformance suite; ``new-plugin`` writes a distribution
-to start from. Exit status 0: done; 1: an error of ldmkit, in one line on stderr, or a check that fails; 2: the command
-line.
+to start from; ``inspect``, ``convert`` and ``verify`` are for files of weights. Exit status 0: done; 1: an error of
+ldmkit, in one line on stderr, or a check that fails; 2: the command line.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ldmkit import registry
 from ldmkit._version import __version__
 from ldmkit.component import owned_by
 from ldmkit.errors import LdmkitError, LdmkitPluginWarning
+from ldmkit.weights import commands as weights_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(import_module("ldmkit.demo.sheet").main(["--out", options.out] if options.out else []) or 0)
         if options.command == "check":
             return _check(options)
+        if options.command in weights_commands.NAMES:
+            print(weights_commands.run(options))
+            return 0
         if options.command == "new-plugin":
             print(import_module("ldmkit.new_plugin").write(options.name, options.kind, options.out))
             return 0
         print(_answer(options))
-    except LdmkitError as error:
+    except (LdmkitError, FileNotFoundError) as error:
         print(f"ldmkit: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -126,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--out", metavar="DIR", default=".", help="the folder to write into (default: this one)")
     demo = commands.add_parser("demo", help="sample the bundled model and write a contact sheet")
     demo.add_argument("--out", metavar="DIR", help="the folder to write to")
+    weights_commands.add(commands)
     return parser
 
 

@@ -18,7 +18,7 @@ from ldmkit.errors import CompositionError
 from ldmkit.guidance import Guidance
 from ldmkit.parts import Part, Recipe, Source
 from ldmkit.process import Levels, Process
-from ldmkit.registry import find, origin
+from ldmkit.registry import KINDS, find, origin
 from ldmkit.samplers.contract import Checking, Sampler
 
 
@@ -227,18 +227,32 @@ def part_of(kind: str, component: object) -> Part:
         if isinstance(value, Tensor):  # state, whose value travels as a tensor; the keyword was where it began
             value = given.get(keyword, parameter.default)
         if not _is_default(value, parameter.default):
-            options[keyword] = value
+            options[keyword] = _nested(value)
     part = Part(name, options)
     kept = {keyword: value for keyword, value in _kept(given, cls).items() if keyword not in fills}
     # What was read may have set the keywords that were not given; those that were given must still be true.
     read = any(given.get(keyword) is not None for keyword in fills)
     said = {keyword: value for keyword, value in part.options.items() if keyword in kept or not read}
-    if built is not None and kept != said:
+    if built is not None and built.part is not None and kept != said:
         raise CompositionError(
             f"{kind} '{name}' was built with {kept} and now says {said}: a part changed by hand cannot be written "
             "down; build it with the options it should have"
         )
     return part
+
+
+def _nested(value: object) -> object:
+    """A component among the options as a part of its own, with its kind; anything else as it is."""
+    if value is None or isinstance(value, bool | int | float | str | list | tuple | Mapping):
+        return value
+    built = origin(value)
+    kinds = [kind for kind in KINDS if find(kind, type(value))] if built is None else [built.kind]
+    if len(kinds) != 1:
+        return value
+    part = part_of(kinds[0], value)
+    if built is not None and built.part is not None:
+        return built.part
+    return Part(part.name if "@" in part.name else f"{part.name}@ldmkit", part.options, kinds[0])
 
 
 def _said(component: object) -> dict[str, Any]:

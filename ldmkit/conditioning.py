@@ -130,7 +130,7 @@ def batch(records: Sequence[Conditioning]) -> Conditioning:
     slots = [frozenset(record.filled()) - {"context_mask"} for record in records]
     if len(set(slots)) > 1:
         raise ValueError(f"records to batch fill different slots: {[sorted(names) for names in slots]}")
-    records = _equal_context(records)
+    records = padded_alike(records)
     names = records[0].filled() if records else {}
     return Conditioning(**{name: torch.cat([getattr(record, name) for record in records]) for name in names})
 
@@ -143,7 +143,7 @@ def where(keep: Tensor, cond: Conditioning, null: Conditioning) -> Conditioning:
         cond: the conditioning, B samples.
         null: the same slots without information; unequal L is padded.
     """
-    cond, null = _equal_context([cond, null])
+    cond, null = padded_alike([cond, null])
     if cond.filled().keys() != null.filled().keys():
         raise ValueError(f"null fills the slots {sorted(null.filled())}, the conditioning {sorted(cond.filled())}")
     chosen = {}
@@ -180,7 +180,7 @@ def _mask_of(record: Conditioning) -> Tensor:
     return torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
 
 
-def _equal_context(records: Sequence[Conditioning]) -> list[Conditioning]:
+def padded_alike(records: Sequence[Conditioning]) -> list[Conditioning]:
     """Give records with context one length and, where any needs one, a mask."""
     lengths = {record.context.shape[1] for record in records if record.context is not None}
     masked = any(record.context_mask is not None for record in records)
@@ -269,7 +269,27 @@ class Joint(nn.Module):
     def forward(self, batch: Batch, drop: Collection[str] = ()) -> Conditioning:
         """Condition on a batch, with the sources named in ``drop`` replaced by their null."""
         self.check(batch)
-        return join(s.null(batch) if name in drop else s(batch) for name, s in self.conditioners().items())
+        return join(
+            self._once(source.null if name in drop else source, source, batch)
+            for name, source in self.conditioners().items()
+        )
+
+    def _once(self, call: Callable[[Batch], Conditioning], source: Conditioner, batch: Batch) -> Conditioning:
+        """Condition on the batch, where samples that are told the same words are encoded once.
+
+        Words are cheap to compare and dear to encode; in training every sample keeps its own pass, and its own dropout.
+        """
+        words = [batch[key] for key in source.reads]
+        if self.training or not all(_is_words(value) for value in words):
+            return call(batch)
+        rows = list(zip(*words, strict=True))
+        first = {row: i for i, row in reversed(list(enumerate(rows)))}
+        if not words or len(first) == len(rows) or _also_given(source, batch):
+            return call(batch)
+        chosen = sorted(first.values())
+        record = call({**batch, **{key: [batch[key][i] for i in chosen] for key in source.reads}})
+        place = {row: chosen.index(i) for row, i in first.items()}
+        return record.map(lambda value: value[[place[row] for row in rows]])
 
     def null(self, batch: Batch) -> Conditioning:
         """The unconditional half of guidance: the guided sources are null, the others stay."""
@@ -318,6 +338,14 @@ class Joint(nn.Module):
             keys += source.also_reads if isinstance(source, AlsoReads) else ()
         images = [key.removesuffix(LATENT) for key in keys if key.endswith(LATENT)]
         return list(dict.fromkeys([*keys, *images]))
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _also_given(source: Conditioner, batch: Batch) -> bool:
+    return isinstance(source, AlsoReads) and any(key in batch for key in source.also_reads)
 
 
 def _check_conditioner(name: str, source: object) -> None:

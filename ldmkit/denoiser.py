@@ -193,6 +193,7 @@ class BoundDenoiser:
     def __init__(self, denoiser: Denoiser, cond: Conditioning, levels: Levels) -> None:
         self._process = denoiser.process
         self._moved = levels.process != denoiser.process
+        self.prediction = denoiser.prediction
         self._prediction = PREDICTIONS[denoiser.prediction]
         self._dtype = precision(denoiser.backbone)
         self._concat = None if cond.concat is None else cond.concat.to(self._dtype)

@@ -20,6 +20,10 @@ class BatchError(LdmkitError, KeyError):
     __str__ = Exception.__str__
 
 
+class NonFiniteError(LdmkitError, ValueError):
+    """A network gave values that are not finite; the message names the step and the images."""
+
+
 class CheckpointError(LdmkitError):
     """A file that cannot be read as a model: damaged, hostile, incomplete or of another model."""
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self, SupportsIndex, cast
 
 import torch
@@ -24,13 +25,15 @@ from ldmkit.composition import FirstStage, check_call, check_composition, check_
 from ldmkit.conditioning import LATENT, Batch, Conditioner, Conditioning, Joint
 from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights, precision
 from ldmkit.errors import BatchError
-from ldmkit.guidance import Guidance, NoGuidance
+from ldmkit.guidance import Bind, Guidance, NoGuidance
 from ldmkit.noise import Noise, seeds_from, tempered
 from ldmkit.parts import Recipe
+from ldmkit.placing import by_tiles, by_window, is_placed
 from ldmkit.process import Level, Levels, Process
 from ldmkit.registry import build_part
 from ldmkit.samplers.contract import AtStop, Sampler
 from ldmkit.samplers.ddim import DDIM
+from ldmkit.tiling import Tiles, Window, decoded, encoded
 
 
 class LatentDiffusion(nn.Module):
@@ -122,22 +125,39 @@ class LatentDiffusion(nn.Module):
         parts = (self.stage, self.backbone, self.process, self.denoiser.prediction, self.conditioner)
         return recipe_of(*parts, self.objective)
 
-    def save(self, path: str | PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
-        """Write weights and recipe as one safetensors file: see :func:`ldmkit.weights.native.save`."""
+    def save(
+        self,
+        path: str | PathLike[str],
+        notes: Mapping[str, Any] | None = None,
+        *,
+        max_shard_bytes: int = 10 * 10**9,
+    ) -> Path:
+        """Write weights and recipe as safetensors, and say what to load: see :func:`ldmkit.weights.native.save`."""
         from ldmkit.weights.native import save
 
-        save(self, path, notes)
+        return save(self, path, notes, max_shard_bytes=max_shard_bytes)
 
     @torch.no_grad()
-    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to float32 latents; see :meth:`ldmkit.composition.FirstStage.encode`."""
+    def encode(self, image: Tensor, noise: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to float32 latents; see :meth:`ldmkit.composition.FirstStage.encode`.
+
+        With ``tiles`` by overlapping windows, where the whole does not fit: see :func:`ldmkit.tiling.encoded`.
+        """
         dtype = precision(self.first_stage) if image.is_floating_point() else image.dtype
-        return self.stage.encode(image.to(dtype), None if noise is None else noise.to(dtype)).float()
+        image, noise = image.to(dtype), None if noise is None else noise.to(dtype)
+        if tiles is None:
+            return self.stage.encode(image, noise).float()
+        return encoded(self.stage.encode, image, noise, tiles, self.stage.factor).float()
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents to float32 images (B, C, H, W), about [-1, 1] and not clamped."""
-        return self.stage.decode(z.to(self.device, precision(self.first_stage))).float()
+    def decode(self, z: Tensor, tiles: Tiles | None = None) -> Tensor:
+        """Latents to float32 images (B, C, H, W), about [-1, 1] and not clamped.
+
+        With ``tiles`` by overlapping windows, where the whole does not fit: see :func:`ldmkit.tiling.decoded`.
+        """
+        z = z.to(self.device, precision(self.first_stage))
+        image = self.stage.decode(z) if tiles is None else decoded(self.stage.decode, z, tiles, self.stage.factor)
+        return image.float()
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, h, w) of the latent of an image of ``size`` = (H, W) pixels.
@@ -174,10 +194,12 @@ class LatentDiffusion(nn.Module):
         levels: Levels | int = 50,
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
+        negative: Batch | None = None,
         wrap: Callable[[Denoise], Denoise] | None = None,
         at_stop: AtStop | None = None,
         temperature: float = 1.0,
         start: Tensor | None = None,
+        tiles: Tiles | None = None,
     ) -> Tensor:
         """Draw latents; image i depends on its seed and its condition only, whatever the batch.
 
@@ -189,10 +211,12 @@ class LatentDiffusion(nn.Module):
             levels: where to stop, or the number of steps of the process's customary list.
             sampler: None: DDIM with eta 0.
             guidance: None: the conditional model as it is.
+            negative: the batch that guidance compares with, in place of the null; it holds what every source reads.
             wrap: wraps the guided denoiser: clip, quantize, keep_known, or one of your own.
             at_stop: called as ``(x, now) -> x`` before each step.
             temperature: factor on the noise drawn in the steps.
             start: (B, c, h, w), the state at the first level, float32 or float64; None: drawn from the seeds.
+            tiles: denoise by overlapping windows of this size, in pixels, where the whole does not fit.
 
         Returns:
             (B, c, h, w) latents at the landing level, float32 (float64 where ``start`` is); :meth:`decode` makes them
@@ -209,13 +233,17 @@ class LatentDiffusion(nn.Module):
         shape = self.latent_shape(size)
         batch = batch or {}
         self._check_batch(batch)
+        self._check_negative(negative, guidance)
         with torch.no_grad() if guidance.needs_grad else torch.inference_mode():
-            cond, uncond = self._condition(batch, guidance.needs_uncond)
+            windows = self._windows(tiles, shape)
+            cond, uncond = self._condition(batch, negative, guidance.needs_uncond, windows, shape[1:])
             count = _count(cond, seed, count, start)
             self._check_concat(cond, shape)
             noise = Noise(seeds_from(seed, count))
             x = self._start(noise, shape, levels.start) if start is None else self._given(start, (count, *shape))
-            denoise = guidance(lambda c: self.denoiser.bind(c, levels), cond, uncond, levels)
+            bind: Bind = lambda c: self.denoiser.bind(c, levels)  # noqa: E731 - one line says it
+            bind = bind if windows is None else by_tiles(bind, windows, shape[1:], is_placed(self.conditioner))
+            denoise = guidance(bind, cond, uncond, levels)
             denoise = denoise if wrap is None else wrap(denoise)
             step_noise = noise if temperature == 1 else tempered(noise, temperature)
             z = sampler(denoise, x, levels, step_noise, at_stop)
@@ -246,11 +274,43 @@ class LatentDiffusion(nn.Module):
             raise BatchError(f"training needs either 'image' or 'latent' in the batch, which has {sorted(batch)}")
         self._check_batch(batch, also=("image", "latent"))
 
-    def _condition(self, batch: Batch, with_null: bool) -> tuple[Conditioning, Conditioning | None]:
-        if self.conditioner is None:
+    def _check_negative(self, negative: Batch | None, guidance: Guidance) -> None:
+        if negative is None:
+            return
+        if not guidance.needs_uncond:
+            raise ValueError(f"guidance {guidance} compares with nothing, so that the negative batch would be ignored")
+        self._check_batch(negative)
+
+    def _windows(self, tiles: Tiles | None, shape: tuple[int, int, int]) -> tuple[Window, ...] | None:
+        """The windows on the latent; None where one is enough."""
+        if tiles is None:
+            return None
+        windows = tiles.cells(self.stage.factor, self.backbone.multiple).windows(shape[1:])
+        return windows if len(windows) > 1 else None
+
+    def _condition(
+        self,
+        batch: Batch,
+        negative: Batch | None,
+        with_null: bool,
+        windows: Sequence[Window] | None,
+        shape: tuple[int, int],
+    ) -> tuple[Conditioning, Conditioning | None]:
+        joint = self.conditioner
+        if joint is None:
             return Conditioning(), None
+        against = None if negative is None else self.filled(negative)
+
+        def condition(ready: Batch) -> tuple[Conditioning, Conditioning | None]:
+            cond: Conditioning = joint(ready)
+            if not with_null:
+                return cond, None
+            return cond, joint.null(ready) if against is None else joint(against)
+
         ready = self.filled(batch)
-        return self.conditioner(ready), self.conditioner.null(ready) if with_null else None
+        if windows is None or not is_placed(joint):
+            return condition(ready)
+        return by_window(condition, joint, ready, windows, shape)
 
     def _start(self, noise: Noise, shape: tuple[int, int, int], level: Level[float]) -> Tensor:
         """The state of unit-variance data at the first level: N(0, alpha**2 + sigma**2)."""

@@ -13,11 +13,13 @@ SPINE = {
     "noise": {"process"},
     "denoiser": {"errors", "conditioning", "process"},
     "guidance": {"conditioning", "denoiser", "process"},
+    "tiling": set(),
+    "placing": {"conditioning", "denoiser", "guidance", "process", "tiling"},
     "samplers": {"denoiser", "noise", "process", "samplers"},
 }
 SPINE["composition"] = {"errors", "conditioning", "denoiser", "guidance", "process", "parts", "registry", "samplers"}
 SPINE["model"] = {*SPINE, "component", "errors", "parts", "registry", "weights"}
-LEAVES = {"first_stages": set(), "backbones": set(), "conditioners": {"process"}}
+LEAVES = {"first_stages": {"tiling"}, "backbones": set(), "conditioners": {"process"}}
 HEAVY = {"timm", "open_clip", "transformers", "diffusers"}
 
 

@@ -11,6 +11,7 @@ from ldmkit.conditioners import (
     Layout,
     LowRes,
     MaskedImage,
+    NoisedLowRes,
     Precomputed,
     SemanticMap,
     Tokens,
@@ -56,6 +57,15 @@ CASES = {
         {"segmentation": torch.arange(3 * 8 * 12).reshape(3, 8, 12) % 5},
     ),
     "low-res": (LowRes, {"channels": 1}, {"low_res": torch.linspace(-1, 1, 3 * 4 * 6).reshape(3, 1, 4, 6)}),
+    "noised-low-res": (
+        NoisedLowRes,
+        {"levels": 9, "trained_below": 5},
+        {
+            "low_res": torch.ones(3, 3, 4, 6),
+            "noise_level": torch.tensor([0, 4, 8]),
+            "low_res_noise": torch.ones(3, 3, 4, 6),
+        },
+    ),
     "masked-image": (
         MaskedImage,
         {"channels": 4, "order": ("mask", "latent"), "mask_range": (0.0, 1.0), "hole": 0.0},
@@ -108,7 +118,7 @@ def test_null_has_the_same_slots_shapes_and_types(case):
 
 def test_null_does_not_depend_on_the_condition(case):
     conditioner, _, batch = case
-    kept = {"crop", "mask"}
+    kept = {"crop", "mask", "noise_level"}
     rolled = {key: value if key in kept else _rolled(value) for key, value in batch.items()}
     one, other = conditioner.null(batch).filled(), conditioner.null(rolled).filled()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -10,7 +10,11 @@ from ldmkit.model import compose
 from ldmkit.noise import Noise
 from ldmkit.samplers.ddim import DDIM
 from ldmkit.samplers.ddpm import DDPM
+from ldmkit.samplers.dpmpp import DPMPP2M, DPMPP2MSDE, DPMPP2S
+from ldmkit.samplers.euler import Euler, EulerAncestral
+from ldmkit.samplers.heun import Heun
 from ldmkit.samplers.plms import PLMS
+from ldmkit.samplers.unipc import UniPC
 
 
 class Counting(TorchDispatchMode):
@@ -38,7 +42,9 @@ def counts(model, steps, **options):
     return counting.counts
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), DDPM(), PLMS()], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [DDIM(), DDIM(eta=1.0), DDPM(), PLMS(), Heun(), DPMPP2S(), DPMPP2MSDE(), UniPC()], ids=str
+)
 def test_a_step_reads_nothing_back_from_the_device(model, sampler):
     a, b = counts(model, 4, sampler=sampler), counts(model, 9, sampler=sampler)
     for waits in ("_local_scalar_dense", "item", "nonzero", "is_nonzero"):
@@ -60,7 +66,13 @@ def test_time_embeddings_and_context_are_computed_once_per_call(model):
     assert per_step < whole
 
 
-@pytest.mark.parametrize(("sampler", "most"), [(DDIM(), 2), (DDIM(eta=1.0), 4), (DDPM(), 4), (PLMS(), 12)], ids=str)
+MOST = [
+    *((DDIM(), 2), (DDIM(eta=1.0), 4), (DDPM(), 4), (PLMS(), 12), (Euler(), 2), (EulerAncestral(), 4), (Heun(), 4)),
+    *((DPMPP2M(), 3), (DPMPP2S(), 4), (DPMPP2MSDE(), 5), (UniPC(), 4), (UniPC(3), 5)),
+]
+
+
+@pytest.mark.parametrize(("sampler", "most"), MOST, ids=str)
 def test_a_sampler_makes_few_operations_per_step(sampler, most):
     def run(steps):
         levels = ldmkit.build("process", "vp").levels(steps)

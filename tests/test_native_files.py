@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -92,6 +93,8 @@ def test_the_file_is_plain_safetensors_with_its_recipe_in_the_metadata(model, tm
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["ldmkit"])
     assert record["recipe"]["backbone"]["part"] == "unet"
+    assert record["library_version"] == ldmkit.__version__
+    assert len(record["content"]) == 64
     assert record["providers"]["ldmkit"] == ldmkit.__version__
 
 
@@ -198,16 +201,34 @@ def test_the_place_a_component_was_filled_from_is_not_written_down(model, tmp_pa
     torch.testing.assert_close(again.conditioner(batch).context, told.conditioner(batch).context)
 
 
-def test_loading_draws_no_random_weights(model, tmp_path):
+def test_loading_leaves_the_generator_as_it_was(model, tmp_path):
     path = tmp_path / "model.safetensors"
     model.save(path)
     before = torch.get_rng_state()
     with without_initialisation():
-        nn.Linear(100, 100)
-        nn.Conv2d(8, 8, 3)
-        nn.Embedding(10, 10)
+        torch.randn(3)
     ldmkit.load(path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "fill", ["uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "zeros_", "ones_"]
+)
+def test_no_initialiser_writes_to_a_parameter_that_a_file_will_fill(fill):
+    weight = nn.Parameter(torch.full((4, 4), 7.0))
+    with without_initialisation():
+        getattr(nn.init, fill)(weight)
+        counted = torch.zeros(2).fill_(3)
+    assert bool((weight == 7).all())
+    assert counted.tolist() == [3, 3], "buffers are computed as ever"
+
+
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (0.1, 5.0), (3.0, 4.0)], ids=str)
+def test_an_initialiser_that_draws_until_it_is_in_bounds_ends(bounds):
+    weight = nn.Parameter(torch.full((600, 600), 100.0))  # large enough for fresh memory, which is zero
+    with without_initialisation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that bounds far from the mean cost precision
+        nn.init.trunc_normal_(weight, a=bounds[0], b=bounds[1])
 
 
 def test_low_precision_weights_keep_their_precision(model, tmp_path):
@@ -330,6 +351,21 @@ TOLD = {
         {"concat_channels": 4},
         {"masked_image": torch.zeros(1, 3, 8, 8), "mask": torch.ones(1, 1, 8, 8)},
     ),
+    "depth": ({"factor": 2}, {"concat_channels": 1}, {"depth": torch.arange(64.0).view(1, 1, 8, 8)}),
+    "noised-low-res": (
+        {"channels": 3, "levels": 9, "trained_below": 5},
+        {"concat_channels": 3, "num_classes": 9},
+        {
+            "low_res": torch.zeros(1, 3, 4, 4),
+            "noise_level": torch.tensor([3]),
+            "low_res_noise": torch.ones(1, 3, 4, 4),
+        },
+    ),
+    "noised-embedding": (
+        {"size": 4, "mean": (0.5, 0.0, -1.0, 2.0)},
+        {"vector_dim": 8},
+        {"image_embedding": torch.ones(1, 4)},
+    ),
     "precomputed": (
         {"key": "pose", "slot": "vector", "size": 5},
         {"vector_dim": 5},
@@ -398,3 +434,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_file_loads_straight_to_a_device(model, tmp_path, dtype):
+    model.denoiser.to(dtype)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    again = ldmkit.load(path, device="cuda", verify=True)
+    assert {value.device.type for value in (*again.parameters(), *again.buffers())} == {"cuda"}
+    assert all(torch.equal(value.cpu(), model.state_dict()[name]) for name, value in again.state_dict().items())
+    again.save(path)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in ldmkit.load(path).state_dict().items())

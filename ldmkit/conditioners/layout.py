@@ -103,6 +103,16 @@ class Layout(nn.Module):
         """No objects, the same crops."""
         return self._encoded([()] * len(batch[self.objects]), batch.get("crop"))
 
+    def placed(self, batch: Batch, region: Region) -> dict[str, Any]:
+        """The batch for a part of the picture: the same objects, and that part of each image's crop.
+
+        Args:
+            batch: of the whole picture.
+            region: (x0, y0, x1, y1) in [0, 1] of what ``batch`` asks for.
+        """
+        crops = _regions(batch.get("crop"), len(batch[self.objects]))
+        return {**batch, "crop": [_within(crop, region) for crop in crops]}
+
     def _encoded(self, layouts: Sequence[Sequence[LayoutObject | Sequence[Any]]], crops: Crops) -> Conditioning:
         sequences = []
         for image, (layout, crop) in enumerate(zip(layouts, _regions(crops, len(layouts)), strict=True)):
@@ -122,3 +132,10 @@ def _regions(crops: Crops, count: int) -> list[Region]:
     if len(listed) != count:
         raise ValueError(f"conditioner 'layout' reads one crop per image, got {len(listed)} crops for {count} layouts")
     return [FULL if crop is None else tuple(crop) for crop in listed]
+
+
+def _within(crop: Region, region: Region) -> Region:
+    """A part of a crop, in [0, 1] of the picture."""
+    x0, y0, x1, y1 = crop
+    width, height = x1 - x0, y1 - y0
+    return x0 + region[0] * width, y0 + region[1] * height, x0 + region[2] * width, y0 + region[3] * height

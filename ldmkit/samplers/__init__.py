@@ -6,5 +6,6 @@ Coefficients are computed on the host before the loop; the loop never reads anyt
 """
 
 from ldmkit.samplers.contract import AtStop, Checking, Sampler, blend, in_turn
+from ldmkit.samplers.ddim_inversion import reverse
 
-__all__ = ["AtStop", "Checking", "Sampler", "blend", "in_turn"]
+__all__ = ["AtStop", "Checking", "Sampler", "blend", "in_turn", "reverse"]

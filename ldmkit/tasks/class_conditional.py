@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldmkit.tasks.contract import Inputs
+from ldmkit.tasks.fitting import classes_of, source_of
+from ldmkit.tasks.labels import class_index
+
+if TYPE_CHECKING:
+    from ldmkit.model import LatentDiffusion
 
 
 @dataclass(frozen=True)
 class ClassConditional:
-    """``label`` to class indices: an integer, a list of integers, or an int64 tensor (B,)."""
+    """``label`` to class indices: an integer, a name, a list of them, or an int64 tensor (B,).
+
+    Args:
+        classes: K; None: what the model's conditioner says.
+        names: the classes' names; None: those that travel with the model.
+    """
+
+    classes: int | None = None
+    names: tuple[str, ...] | None = None
 
     takes = ("label",)
     fills = ("label",)
+
+    def fitted(self, model: LatentDiffusion) -> Self:
+        """With the model's classes and their names."""
+        classes, names = classes_of(source_of(model, "label"))
+        return replace(self, classes=self.classes or classes, names=self.names or names)
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         """``label`` as int64 (B,).
 
         Raises:
-            ValueError: no label, none in the list, or not one dimension.
-            TypeError: labels that are not integers.
+            ValueError: no label, none in the list, not one dimension, or no such class.
+            TypeError: labels that are neither integers nor names.
         """
-        if inputs.get("label") is None:
-            raise ValueError("task 'class-conditional' needs label=: a class index or a list of them")
-        return {"label": _indices(inputs["label"])}
+        given = inputs.get("label")
+        if given is None:
+            raise ValueError("task 'class-conditional' needs label=: a class index or name, or a list of them")
+        labels = [class_index(one, self.classes, self.names, f"label[{i}]") for i, one in enumerate(_listed(given))]
+        return {"label": torch.tensor(labels, dtype=torch.int64)}
 
 
-def _indices(label: int | Sequence[int] | Tensor) -> Tensor:
-    try:
-        indices = torch.as_tensor([label] if isinstance(label, int) else label)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"label must be a class index or a list of them, got {label!r:.60}") from error
-    if indices.numel() == 0 or indices.ndim != 1:
-        raise ValueError(f"label must be one class index or a list of them, got shape {tuple(indices.shape)}")
-    if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"label must hold integers, got {indices.dtype}")
-    return indices.long()
+def _listed(label: object) -> Sequence[Any]:
+    if isinstance(label, Tensor | np.ndarray):
+        if label.ndim > 1:
+            raise ValueError(f"label must be one class index or a list of them, got shape {tuple(label.shape)}")
+        label = label.tolist()
+    labels = label if isinstance(label, list | tuple | range) else [label]
+    if not labels:
+        raise ValueError("label must be one class index or a list of them, got an empty list")
+    return labels

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ldmkit.noise import Noise
+
 if TYPE_CHECKING:
     from ldmkit.model import LatentDiffusion
 
@@ -75,3 +77,22 @@ class Fitting(Protocol):
 
     def fitted(self, model: LatentDiffusion) -> Task:
         """The same task, with what the model decides filled in."""
+
+
+@runtime_checkable
+class Noising(Protocol):
+    """A task whose batch holds noise, which the seeds of the images decide and no input does.
+
+    ``draws`` names the batch keys that :meth:`noised` adds to those in ``fills``.
+    """
+
+    @property
+    def draws(self) -> tuple[str, ...]: ...
+
+    def noised(self, batch: Mapping[str, Any], noise: Noise) -> dict[str, Any]:
+        """The prepared batch, one row per seed, with what is drawn filled in; the same in training and in sampling.
+
+        Args:
+            batch: what :meth:`Task.prepare` made.
+            noise: one seed per row.
+        """

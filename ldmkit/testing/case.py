@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ldmkit import registry
+from ldmkit.parts import Part
 from ldmkit.testing.example import Example
 from ldmkit.testing.surroundings import restored
 from ldmkit.testing.use import USES
@@ -32,7 +33,9 @@ class Case:
 
     def build(self, options: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - the kind decides the type
         """The component as the registry builds it, with these options beside the example's."""
-        return registry.build(self.example.kind, self.example.name, **{**self.example.options, **(options or {})})
+        given = {**self.example.options, **(options or {})}
+        own = {key: _own(value) for key, value in given.items()}
+        return registry.build(self.example.kind, self.example.name, **own)
 
     def component(self, options: Mapping[str, Any] | None = None, seed: int = 0) -> Any:  # noqa: ANN401
         """The component, the same for the same seed; a module in eval mode and with no weight left at zero."""
@@ -68,3 +71,8 @@ def awaken(module: nn.Module) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
             parameter.copy_(noise / max(fan_in, 1) ** 0.5)
+
+
+def _own(value: object) -> object:
+    """An option of one component: what a part describes is built for it."""
+    return registry.build_part(value.kind, value) if isinstance(value, Part) and value.kind is not None else value

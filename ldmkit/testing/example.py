@@ -23,7 +23,7 @@ class Example:
     Args:
         kind: the registry's kind.
         name: the registered name; ``ldmkit.register`` gives one to a class that no plug-in offers yet.
-        options: its keywords.
+        options: its keywords; a :class:`ldmkit.Part` with its kind is built anew for every component.
         label: tells several examples of one component apart.
         batch: ``n -> what it is given``, n samples that differ from each other: a batch for a conditioner, a user's
             inputs for a task. Elsewhere None is enough: inputs are made of what the component declares, and ``batch``

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ldmkit.parts import Part
+from ldmkit.recipes import PUBLISHED
 from ldmkit.testing.example import Example
+from ldmkit.testing.guidance_examples import GUIDANCES
 from ldmkit.testing.values import Inputs
 
 
@@ -49,6 +53,13 @@ _FIRST_STAGES = (
     ),
     Example("first-stage", "pixel"),
     Example("first-stage", "pixel", {"channels": 1, "scale": 0.5}, label="scaled"),
+    Example("first-stage", "tiled", {"of": Part("kl", _SMALL, "first-stage"), "tile": 8, "overlap": 4}),
+    Example(
+        "first-stage",
+        "tiled-exact",
+        {"of": Part("kl", _SMALL, "first-stage"), "tile": 3},
+        expected={"compiling-changes-nothing": "it walks over windows layer by layer, in Python"},
+    ),
 )
 
 
@@ -114,6 +125,32 @@ def _hidden(n: int) -> Inputs:
     return {"masked_image_latent": torch.randn(n, 3, 4, 2), "mask": (torch.rand(n, 1, 8, 4) < 0.5).float()}
 
 
+def _noised(n: int) -> Inputs:
+    return {**_low_res(n), "noise_level": torch.arange(n) * 3, "low_res_noise": torch.randn(n, 3, 4, 2)}
+
+
+def _noised_embeddings(n: int) -> Inputs:
+    levels = torch.arange(n) * 300 % 1000
+    embedding, noise = torch.randn(n, 4), torch.randn(n, 4)
+    return {"image_embedding": embedding, "image_embedding_level": levels, "image_embedding_noise": noise}
+
+
+def _named_boxes(n: int) -> Inputs:
+    return {"boxes": [[(_NAMES[i % 4], 10 * i, 20, 100, 200)] for i in range(n)], "box_size": (240, 320)}
+
+
+def _pictures(n: int) -> Inputs:
+    return {"image": [Image.fromarray(pixels) for pixels in torch.randint(256, (n, 6, 4, 3)).byte().numpy()]}
+
+
+def _noised_pictures(n: int) -> Inputs:
+    return {**_pictures(n), "noise_level": list(range(n))}
+
+
+def _masked_pictures(n: int) -> Inputs:
+    return {**_pictures(n), "mask_image": torch.rand(n, 6, 4)}
+
+
 def _embeddings(*shape: int) -> Callable[[int], Inputs]:
     return lambda n: {"embedding": torch.randn(n, *shape)}
 
@@ -151,6 +188,22 @@ _CONDITIONERS = (
         "conditioner", "semantic-map", {"classes": 5, "channels": 3, "stages": 2}, "soft labels", batch=_soft_labels
     ),
     Example("conditioner", "low-res", batch=_low_res),
+    Example("conditioner", "depth", {"factor": 2}, batch=lambda n: {"depth": torch.rand(n, 1, 8, 4) + 1}),
+    Example(
+        "conditioner",
+        "noised-embedding",
+        {"size": 4},
+        "without noise",
+        batch=lambda n: {"image_embedding": torch.randn(n, 4)},
+    ),
+    Example(
+        "conditioner",
+        "noised-embedding",
+        {"size": 4, "mean": (0.5, 0.0, -1.0, 2.0), "std": (1.0, 2.0, 0.5, 1.0)},
+        "with statistics",
+        batch=_noised_embeddings,
+    ),
+    Example("conditioner", "noised-low-res", {"levels": 9, "trained_below": 5}, batch=_noised, keeps=("noise_level",)),
     Example("conditioner", "masked-image", {"channels": 3}, batch=_hidden),
     Example("conditioner", "masked-image", _STABLE_DIFFUSION, "Stable Diffusion", batch=_hidden),
     *(
@@ -184,18 +237,66 @@ _SAMPLERS = (
     Example("sampler", "ddpm"),
     Example("sampler", "ddpm", {"upper_variance": 1.0}, "upper variance"),
     Example("sampler", "plms", single_step=False),
+    Example("sampler", "euler"),
+    Example("sampler", "euler-ancestral"),
+    Example("sampler", "euler-ancestral", {"eta": 0.0}, "without noise"),
+    Example("sampler", "heun"),
+    Example("sampler", "dpmpp-2m", single_step=False),
+    Example("sampler", "dpmpp-2s"),
+    Example("sampler", "dpmpp-2m-sde", single_step=False),
+    Example("sampler", "dpmpp-2m-sde", {"eta": 0.0}, "without noise", single_step=False),
+    Example("sampler", "unipc", single_step=False),
+    Example("sampler", "unipc", {"solver_order": 3}, "order 3", single_step=False),
+    Example("sampler", "ddim-inversion"),
+    Example("sampler", "ddim-inversion", {"iterations": 2}, "two iterations"),
 )
 
 
-_OTHERS = (
-    Example("guidance", "none", neutral={}),
-    Example("guidance", "cfg", {"scale": 3.0}, neutral={"scale": 1.0}, per_image="scale"),
-    Example("guidance", "cfg", {"scale": 1.0}, "off", neutral={}, per_image="scale"),
+_OTHERS = (Example("recipe", "digits"), *(Example("recipe", name) for name in PUBLISHED))
+
+_TASKS = (
     Example("task", "unconditional"),
     Example("task", "class-conditional", batch=_labels),
     Example("task", "class-conditional", label="a list", batch=lambda n: {"label": list(range(n))}),
-    Example("recipe", "digits"),
+    Example(
+        "task",
+        "class-conditional",
+        {"classes": 4, "names": _NAMES},
+        "names",
+        batch=lambda n: {"label": [_NAMES[i % 4] for i in range(n)]},
+    ),
+    Example("task", "text-to-image", batch=lambda n: {"prompt": [f"{i} cats" for i in range(n)]}),
+    Example("task", "layout-to-image", batch=_boxes),
+    Example("task", "layout-to-image", {"classes": 3}, "crops", batch=_cropped_boxes),
+    Example("task", "layout-to-image", {"objects": "points", "crops": False}, "points", batch=_points),
+    Example("task", "layout-to-image", {"classes": 4, "names": _NAMES}, "named boxes in pixels", batch=_named_boxes),
+    Example("task", "semantic-synthesis", {"classes": 5}, batch=_labelled_pixels),
+    Example("task", "semantic-synthesis", label="soft labels", batch=_soft_labels),
+    Example("task", "super-resolution", batch=_pictures),
+    Example("task", "super-resolution", {"noise_levels": 9}, "noised", batch=_noised_pictures),
+    Example("task", "inpainting", {"hole": -1.0}, batch=_masked_pictures),
+    Example(
+        "task", "inpainting", {"hole": 0.0, "channels": 1, "background": (0.0, 0.0, 0.0)}, "grey", _masked_pictures
+    ),
+    Example("task", "inpainting", label="any model", batch=_masked_pictures),
+    Example("task", "outpainting", {"hole": -1.0}, batch=lambda n: {**_pictures(n), "left": 3, "expand": 1}),
+    Example("task", "depth-to-image", batch=lambda n: {"depth_map": torch.rand(n, 6, 4)}),
+    Example("task", "embedding-to-image", batch=lambda n: {"embedding": torch.rand(n, 2, 4)}),
+    Example(
+        "task", "embedding-to-image", {"tokens": False}, "a vector", batch=lambda n: {"embedding": torch.rand(n, 4)}
+    ),
+    Example("task", "image-variation", batch=lambda n: {"image_embedding": torch.rand(n, 4)}),
+    Example("task", "image-to-image", batch=lambda n: {**_pictures(n), "strength": 0.5}),
 )
 
-BUILTIN: tuple[Example, ...] = (*_FIRST_STAGES, *_BACKBONES, *_CONDITIONERS, *_PROCESSES, *_SAMPLERS, *_OTHERS)
+BUILTIN: tuple[Example, ...] = (
+    *_FIRST_STAGES,
+    *_BACKBONES,
+    *_CONDITIONERS,
+    *_PROCESSES,
+    *_SAMPLERS,
+    *GUIDANCES,
+    *_OTHERS,
+    *_TASKS,
+)
 """Every built-in has its place here; a test holds the table to the registry."""

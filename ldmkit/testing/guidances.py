@@ -50,7 +50,7 @@ def neutral_value_is_off(case: Case) -> None:
 
 @check("runs")
 def binds_before_the_first_step(case: Case) -> None:
-    """It binds once, all that it asks about in one batch, when the call begins and not at its steps."""
+    """It binds when the call begins, not at its steps, and what it asks about at one level in one batch, cond last."""
     guidance = case.component()
     inputs = case.inputs(guidance)
     levels = VP().levels(3)
@@ -65,8 +65,14 @@ def binds_before_the_first_step(case: Case) -> None:
         at_first = len(bound)
         for level in levels.stops[:-1]:
             denoise(inputs["x"].clone(), level)
-    require(at_first == 1, f"it binds {at_first} times; join what it asks about in one batch")
+    require(at_first > 0, "it binds nothing when the call begins")
     require(len(bound) == at_first, f"it binds {len(bound) - at_first} more times during the steps")
+    sizes = [one.batch_size for one in bound]
+    require(len(set(sizes)) == len(sizes), f"it binds batches of {sizes} samples; join what it asks about in one batch")
+    for one in bound:
+        vector, expected = one.filled().get("vector"), inputs["cond"].vector
+        last = vector is not None and torch.equal(vector[-len(expected) :], expected)
+        require(last, "the last rows that it binds are not cond: others wrap it and look for the condition there")
 
 
 @check("runs")

@@ -15,8 +15,8 @@ from ldmkit.denoiser import Backbone, Denoise
 from ldmkit.guidance import Guidance
 from ldmkit.noise import Noise
 from ldmkit.parts import Recipe
-from ldmkit.process import VP, Level, Process
-from ldmkit.samplers.contract import Sampler
+from ldmkit.process import VP, Level, Levels, Process
+from ldmkit.samplers import Checking, Sampler, reverse
 from ldmkit.tasks.contract import Task
 from ldmkit.testing.gaussian import Gaussian
 from ldmkit.testing.values import Inputs
@@ -116,8 +116,24 @@ def _start(sampler: Sampler, count: int) -> Inputs:
     return {"x": torch.randn(count, 1, 4, 4, dtype=torch.float64), "seeds": list(range(count))}
 
 
+def way(sampler: Sampler, falling: Levels) -> Levels:
+    """The levels, last to first for a sampler that refuses falling levels and takes rising ones: an inversion."""
+    rising = reverse(falling)
+    return rising if _refuses(sampler, falling) and not _refuses(sampler, rising) else falling
+
+
+def _refuses(sampler: Sampler, levels: Levels) -> bool:
+    if not isinstance(sampler, Checking):
+        return False
+    try:
+        sampler.check(levels)
+    except ValueError:
+        return True
+    return False
+
+
 def _sampled(sampler: Sampler, inputs: Inputs) -> Mapping[str, Any]:
-    levels = VP().levels(5)
+    levels = way(sampler, VP().levels(5))
     return {"x": sampler(DATA.denoise, inputs["x"], levels, Noise(tuple(inputs["seeds"])))}
 
 

@@ -1,284 +1,194 @@
 """Our own file: one safetensors file with the tensors and, in its metadata, the recipe. No code.
 
-The metadata key ``ldmkit`` holds JSON: the format's version, the recipe, who provides each part, the library's version,
-and the names of tied tensors. Writing is atomic; reading builds the parts by name without initialising weights that
-are then overwritten, and accounts for every tensor before any is copied.
+The metadata key ``ldmkit`` holds JSON: the recipe, who provides each part, the library's version, the names of tied
+tensors and a hash of the content. Above a stated size there are several such files, each with the same record, and an
+index. Writing is atomic; reading builds the parts by name without initialising weights that are then overwritten, and
+accounts for every tensor before any is read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from ldmkit._version import __version__
-from ldmkit.errors import CheckpointError, CompositionError
+from ldmkit.errors import CompositionError
 from ldmkit.model import LatentDiffusion, compose
 from ldmkit.parts import Recipe
-from ldmkit.registry import origin
+from ldmkit.weights.atomic import write_atomically as write_atomically
+from ldmkit.weights.faithful import bare, differences, plain_names, recipe_of_bare, unsaved_buffers
+from ldmkit.weights.providers import check_provided, providers
+from ldmkit.weights.record import Record
+from ldmkit.weights.shards import SUFFIX, opened_model
+from ldmkit.weights.skeleton import MAX_DATA, check_hash, is_data, restored
+from ldmkit.weights.skeleton import without_initialisation as without_initialisation
+from ldmkit.weights.tensor_file import NAMES, nbytes
+from ldmkit.weights.written import is_spread, take_part, write_model
 
-FORMAT_VERSION = 1
+MAX_SHARD_BYTES = 10 * 10**9
+"""Bytes of tensors in one file, unless another number is given."""
 
 
-def save(model: LatentDiffusion, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
-    """Write a model as one safetensors file with its recipe.
+def save(
+    model: LatentDiffusion,
+    path: str | os.PathLike[str],
+    notes: Mapping[str, Any] | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write a model as one safetensors file with its recipe, or as shards with an index.
 
-    The file appears complete under its name or not at all.
+    What is written appears complete under its name or not at all, and replaces what was saved there before.
 
     Args:
-        model: the model; its parts must be registered components.
-        path: where to write; an existing file is replaced at the end.
+        model: the model; its parts must be registered components. Modules wrapped by ``torch.compile`` or
+            ``DistributedDataParallel`` are written as what they wrap. Where ``fully_shard`` has spread it over several
+            processes, all of them must call; the first one writes, and is the last to return.
+        path: where to write, as ``model.safetensors``.
         notes: plain data to keep with the recipe.
+        max_shard_bytes: tensors of more bytes are written as several files ``model-HASH-00001-of-00002.safetensors``
+            with the index ``model.safetensors.index.json``.
+
+    Returns:
+        What to load: ``path``, or the index of the shards.
 
     Raises:
-        CompositionError: a part cannot be written down, or does not rebuild to the same tensors.
-        ValueError: a weight is not finite.
-        OSError: the file cannot be written; an old file is left as it was.
+        CompositionError: the model is not what its recipe builds; the message names the differences.
+        ValueError: a weight is not finite, or the path is that of an index.
+        OSError: it cannot be written; what was there before is still there.
     """
-    recipe = model.recipe().with_notes(notes or {})
+    path = Path(path)
+    if path.name.endswith(SUFFIX):
+        raise ValueError(f"{path} is the name of an index: give the model's own name, {path.name.removesuffix(SUFFIX)}")
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
+    model = cast(LatentDiffusion, bare(model))
+    recipe = recipe_of_bare(model).with_notes(notes or {})
+    casts = _check_rebuilds(model, recipe)
     tensors, tied = _tensors(model)
-    if wrong := not_finite(model, tensors):
-        raise ValueError(f"the model holds weights that are not finite, and a file of it could not be read: {wrong}")
-    _check_rebuilds(model, recipe)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "library_version": __version__,
-        "recipe": recipe.to_json(),
-        "providers": _providers(model),
-        "tied": tied,
-    }
-    metadata = {"format": "pt", "ldmkit": json.dumps(record)}
-    write_atomically(Path(path), lambda partial: save_file(tensors, partial, metadata))
+    plain = plain_names(model)
+    parameters = {plain.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    record = Record(recipe, providers(recipe), tied, casts)
+    if any(map(is_spread, tensors.values())) and torch.distributed.get_rank():
+        take_part(tensors, max_shard_bytes)
+        return path
+    return write_model(path, record, tensors, parameters, max_shard_bytes)
 
 
 def load(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = False,
 ) -> LatentDiffusion:
     """Rebuild a model that :func:`save` wrote, in eval mode.
 
+    Every name, shape and type is accounted for before a tensor is read, and every weight must be finite. The weights
+    are read once, into the memory in which they stay, or one by one to the device.
+
     Args:
-        path: the file.
+        path: the file, the index of its shards, or the name that was saved.
         device: where to put it.
         dtype: of the backbone and conditioners; None keeps what the file holds. The first stage keeps its own.
+        verify: compare the content hash too; it takes longer than reading, and finds what :func:`verify` finds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: not a file of ours, damaged, or its tensors do not match its recipe.
-        UnknownComponentError: a part is not installed here.
+        CheckpointError: not a file of ours, damaged, incomplete, or its tensors do not match its recipe.
+        UnknownComponentError: parts are not installed here; the message lists all of them and what to install.
     """
-    recipe, tied, tensors = read(path)
-    try:
-        with without_initialisation():
-            model = compose(recipe)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"the recipe in {path} does not build: {error}") from error
-    _fill(model, tensors, tied, Path(path))
-    model.to(device).eval()
+    path = Path(path)
+    with opened_model(path) as saved:
+        check_provided(saved.record.recipe, saved.record.providers)
+        model = restored(saved, torch.device(device), check_content=verify).eval()
     return model if dtype is None else model.cast(dtype)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Recipe, dict[str, str], dict[str, Tensor]]:
-    """(recipe, tied name -> name that is stored, tensors) of a file of ours; builds nothing.
+def verify(path: str | os.PathLike[str]) -> str:
+    """Compare the content of a model's files, recipe and tensors, with the hash they carry; builds nothing.
+
+    Args:
+        path: the file, the index of its shards, or the name that was saved.
+
+    Returns:
+        The hash, 64 hexadecimal digits: two files with the same one hold the same model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: not a file of ours, or damaged.
+        CheckpointError: not a file of ours, damaged, incomplete, or too old to have a hash.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    with _opened(path) as file:
-        recipe, tied = _record(file.metadata() or {}, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    return recipe, tied, tensors
+    with opened_model(Path(path)) as saved:
+        check_hash(saved, saved.digests() if saved.record.content else {})
+        return saved.record.content
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe of a file of ours, with its notes; reads no tensor.
 
     Raises:
+        FileNotFoundError: there is no such file.
         CheckpointError: not a file of ours.
     """
-    path = Path(path)
-    with _opened(path) as file:
-        return _record(file.metadata() or {}, path)[0]
+    with opened_model(Path(path)) as saved:
+        return saved.record.recipe
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what it cannot read is a CheckpointError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+def _check_rebuilds(model: LatentDiffusion, recipe: Recipe) -> dict[str, str]:
+    """Refuse a model that its own recipe, as a file would give it back, does not describe.
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then give it the name: all or nothing."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    partial.touch(exist_ok=False)
-    mode = partial.stat().st_mode  # as this process makes files; some writers make private ones
-    try:
-        write(partial)
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-class _NoRandomInitialisation(TorchFunctionMode):
-    """Random in-place fills do nothing: the weights come from a file."""
-
-    FILLS = frozenset(
-        {
-            Tensor.uniform_,
-            Tensor.normal_,
-            nn.init.uniform_,
-            nn.init.normal_,
-            nn.init.trunc_normal_,
-            nn.init.xavier_uniform_,
-            nn.init.xavier_normal_,
-            nn.init.kaiming_uniform_,
-            nn.init.kaiming_normal_,
-            nn.init.orthogonal_,
-        }
-    )
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401 - torch's own signature
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        if func in self.FILLS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def without_initialisation() -> Iterator[None]:
-    """Build modules on their real device without drawing weights that a file overwrites."""
-    with _NoRandomInitialisation():
-        yield
+    Returns:
+        Buffer that is in no file -> its type, where a cast of the model has changed that.
+    """
+    with without_initialisation():
+        again = compose(Recipe.from_json(json.loads(json.dumps(recipe.to_json()))))
+    if different := differences(model, again):
+        some = "; ".join(different[:5])
+        raise CompositionError(
+            f"the model differs from what its recipe builds in {len(different)} places: {some}. A part was changed "
+            "after it was built: build it with the options it should have, or merge the adapter"
+        )
+    built = unsaved_buffers(dict(again.named_modules()))
+    plain = plain_names(model)
+    ours = unsaved_buffers({plain.get(name, name): module for name, module in model.named_modules()})
+    return {
+        name: str(value.dtype).removeprefix("torch.")
+        for name, value in ours.items()
+        if value.dtype != built[name].dtype
+    }
 
 
 def _tensors(model: LatentDiffusion) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors to store, tied name -> stored name)."""
-    stored: dict[int, str] = {}
-    tensors, tied = {}, {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        first = stored.setdefault(id(value), name)
-        if first != name:
-            tied[name] = first
-        else:
-            tensors[name] = value.detach().cpu().contiguous()
+    plain = plain_names(model)
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied = {}
+    for full, value in model.state_dict(keep_vars=True).items():
+        name = plain.get(full, full)
+        stored = first.setdefault(id(value), name)
+        if stored != name:
+            tied[name] = stored
+            continue
+        _check_storable(name, value)
+        tensors[name] = value
     return tensors, tied
 
 
-def _providers(model: LatentDiffusion) -> dict[str, str]:
-    """Distribution -> version of every part."""
-    parts = [model.first_stage, model.backbone, model.process]
-    parts += list(model.conditioner.sources.values()) if model.conditioner is not None else []
-    built = [origin(part) for part in parts]
-    return {"ldmkit": __version__, **{o.distribution: o.version for o in built if o is not None}}
-
-
-def _check_rebuilds(model: LatentDiffusion, recipe: Recipe) -> None:
-    """Refuse a model that its own recipe, as a file would give it back, does not describe."""
-    with without_initialisation():
-        again = compose(Recipe.from_json(json.loads(json.dumps(recipe.to_json()))))
-    ours, theirs = _shapes(model), _shapes(again)
-    if ours != theirs:
-        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+def _check_storable(name: str, value: Any) -> None:  # noqa: ANN401 - what a state dict holds
+    if not isinstance(value, Tensor):
+        raise CompositionError(f"{name} is {type(value).__name__}, and a file holds tensors only: give uint8 numbers")
+    if value.is_meta:
         raise CompositionError(
-            f"the model differs from what its recipe builds, in {len(different)} tensors such as {different[:5]}: a "
-            "part was changed after it was built; build it with the options it should have, or merge the adapter"
+            f"{name} is on 'meta' and has no values: load its weights, or undo the offloading, first"
         )
-
-
-def not_finite(model: LatentDiffusion, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The parameters that hold something not finite, and the buffers that hold NaN (a mask may hold -inf)."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
-    bad = [
-        name
-        for name, value in floating.items()
-        if bool(value.isnan().any()) or (name in parameters and not bool(value.isfinite().all()))
-    ]
-    return [f"{name}: not finite" for name in sorted(bad)]
-
-
-def _is_data(name: str) -> bool:
-    """Whether a tensor is what ``get_extra_state`` gave: bytes of a tokenizer, class names; of any length."""
-    return name.endswith("_extra_state")
-
-
-def _shapes(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor; () for data, whose length is its own affair."""
-    return {name: () if _is_data(name) else tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-def _record(metadata: Mapping[str, str], path: Path) -> tuple[Recipe, dict[str, str]]:
-    """(recipe, tied name -> stored name) from the metadata of a file."""
-    if "ldmkit" not in metadata:
-        raise CheckpointError(
-            f"{path} holds tensors but no recipe of ldmkit: files of other programs are read by an importer"
+    if value.layout != torch.strided or value.dtype not in NAMES:
+        raise CompositionError(f"{name} is {value.layout} of {value.dtype}, which a file cannot hold: make it dense")
+    if is_data(name) and nbytes(value) > MAX_DATA:
+        raise CompositionError(
+            f"{name} holds {nbytes(value)} bytes of data, and at most {MAX_DATA} are read: keep large data in buffers"
         )
-    try:
-        record = json.loads(metadata["ldmkit"])
-        if record["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} was written by ldmkit {record['library_version']} in format {record['format_version']}; this "
-                f"is ldmkit {__version__}, which reads up to {FORMAT_VERSION}: upgrade ldmkit"
-            )
-        tied = record["tied"]
-        if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
-            raise ValueError("the names of tied tensors are not a mapping of names")
-        return Recipe.from_json(record["recipe"]), tied
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"the recipe in {path} cannot be read: {error}") from error
-
-
-def _fill(model: LatentDiffusion, tensors: dict[str, Tensor], tied: Mapping[str, str], path: Path) -> None:
-    """Copy the tensors in, after accounting for every one of them."""
-    tensors = {**tensors, **{name: tensors[stored] for name, stored in tied.items() if stored in tensors}}
-    expected = model.state_dict()
-    wrong = [f"missing {name}" for name in expected.keys() - tensors.keys()]
-    wrong += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
-    for name in expected.keys() & tensors.keys():
-        if not _is_data(name) and expected[name].shape != tensors[name].shape:
-            wrong.append(
-                f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
-            )
-    wrong += not_finite(model, tensors)
-    if wrong:
-        more = f", and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise CheckpointError(f"the tensors of {path} do not fit its recipe: {'; '.join(sorted(wrong)[:20])}{more}")
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if name in tensors:
-            value.data = value.data.to(tensors[name].dtype)
-    model.load_state_dict(tensors)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

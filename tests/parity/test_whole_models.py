@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import ldmkit
 from ldmkit.errors import CheckpointError
 from ldmkit.guidance import CFG
 from ldmkit.model import compose
@@ -92,6 +93,38 @@ def test_latents_match_the_original(name):
 def test_the_recorded_latent_decodes_to_the_recorded_image(name):
     model, _, recorded = whole_model(name)
     assert relative_error(model.decode(recorded["latent"]), recorded["image"]) < 1e-4
+
+
+TASKS = {"e2e_class_cfg": "class-conditional", "e2e_superres": "super-resolution"}
+
+
+def through_the_pipeline(name, output_type):
+    model, entry, recorded = whole_model(name)
+    if "class_label" in recorded:
+        inputs = {"label": recorded["class_label"].long(), "height": 32, "width": 32}
+    else:
+        inputs = {"image": recorded["low_res"] / 2 + 0.5}
+    out = ldmkit.pipeline(TASKS[name], model)(
+        **inputs,
+        num_inference_steps=entry["steps"],
+        guidance_scale=entry["guidance_scale"],
+        latents=recorded["x_T"],
+        output_type=output_type,
+        progress=False,
+    )
+    return out, recorded
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_latents_of_a_pipeline_match_the_original(name):
+    out, recorded = through_the_pipeline(name, "latent")
+    assert relative_error(out.latents, recorded["latent"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_images_of_a_pipeline_match_the_original_after_clamping(name):
+    out, recorded = through_the_pipeline(name, "pt")
+    assert relative_error(out.images, (recorded["image"] / 2 + 0.5).clamp(0, 1)) < 1e-4
 
 
 @pytest.mark.parametrize("name", RECIPES)

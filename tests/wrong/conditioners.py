@@ -12,7 +12,7 @@ from ldmkit.conditioning import Conditioning
 from wrong.catalogue import caught_by, right
 
 
-class Depth(nn.Module):
+class DepthMap(nn.Module):
     """Pools a depth map and projects it."""
 
     reads = ("depth",)
@@ -43,41 +43,41 @@ def depths(n):
     return {"depth": torch.rand(n, 1, 8, 4), "names": [f"image {i}" for i in range(n)]}
 
 
-DEPTH = right("conditioner", Depth, batch=depths)
+DEPTH = right("conditioner", DepthMap, batch=depths)
 
 
 @caught_by("builds", DEPTH)
-class DoesNotBuild(Depth):
+class DoesNotBuild(DepthMap):
     def __init__(self, factor=2, channels=3):
         raise RuntimeError("no weights")
 
 
 @caught_by("is-what-its-kind-asks-for", DEPTH)
-class HasNoReads(Depth):
+class HasNoReads(DepthMap):
     reads = property()
 
 
 @caught_by("runs", DEPTH)
-class DoesNotRun(Depth):
+class DoesNotRun(DepthMap):
     def given(self, pooled):
         raise RuntimeError("not today")
 
 
 @caught_by("unknown-keyword-is-refused", DEPTH)
-class SwallowsKeywords(Depth):
+class SwallowsKeywords(DepthMap):
     def __init__(self, factor=2, channels=3, **ignored):
         super().__init__(factor, channels)
 
 
 @caught_by("can-be-written-down", DEPTH, options={"factor": 4})
-class ForgetsKeyword(Depth):
+class ForgetsKeyword(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.pool = factor
         del self.factor
 
     def pooled(self, batch):
-        return F.avg_pool2d(batch["depth"], self.pool) if Depth.pooled(_Factor(1), batch) is not None else None
+        return F.avg_pool2d(batch["depth"], self.pool) if DepthMap.pooled(_Factor(1), batch) is not None else None
 
 
 class _Factor:
@@ -86,7 +86,7 @@ class _Factor:
 
 
 @caught_by("can-be-written-down", DEPTH)
-class SaysAnotherValue(Depth):
+class SaysAnotherValue(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(2 * factor, channels)
 
@@ -95,40 +95,40 @@ COUNTER = itertools.count()
 
 
 @caught_by("deterministic", DEPTH)
-class Counts(Depth):
+class Counts(DepthMap):
     def given(self, pooled):
         return self.project(pooled) + next(COUNTER)
 
 
 @caught_by("leaves-its-inputs-alone", DEPTH)
-class WritesOnItsInput(Depth):
+class WritesOnItsInput(DepthMap):
     def pooled(self, batch):
         return super().pooled({"depth": batch["depth"].mul_(2)})
 
 
 @caught_by("leaves-its-surroundings-alone", DEPTH)
-class DrawsAndForgets(Depth):
+class DrawsAndForgets(DepthMap):
     def given(self, pooled):
         torch.rand(1)
         return self.project(pooled)
 
 
 @caught_by("leaves-its-surroundings-alone", DEPTH)
-class SeedsWhenBuilt(Depth):
+class SeedsWhenBuilt(DepthMap):
     def __init__(self, factor=2, channels=3):
         torch.manual_seed(0)
         super().__init__(factor, channels)
 
 
 @caught_by("leaves-its-surroundings-alone", DEPTH)
-class HidesWarnings(Depth):
+class HidesWarnings(DepthMap):
     def given(self, pooled):
         warnings.simplefilter("ignore", FutureWarning)
         return self.project(pooled)
 
 
 @caught_by("keeps-nothing-of-a-call", DEPTH)
-class RemembersTheLast(Depth):
+class RemembersTheLast(DepthMap):
     def given(self, pooled):
         self.last = pooled.detach()
         return self.project(pooled)
@@ -138,7 +138,7 @@ LEAK = []
 
 
 @caught_by("leaves-no-tensors-behind", DEPTH)
-class Leaks(Depth):
+class Leaks(DepthMap):
     def given(self, pooled):
         LEAK.append(pooled.detach())
         return self.project(pooled)
@@ -148,7 +148,7 @@ SCRATCH = {}
 
 
 @caught_by("threads-share-it", DEPTH)
-class SharesScratch(Depth):
+class SharesScratch(DepthMap):
     def given(self, pooled):
         SCRATCH["pooled"] = pooled
         if not torch.compiler.is_compiling():
@@ -157,20 +157,20 @@ class SharesScratch(Depth):
 
 
 @caught_by("survives-deepcopy", DEPTH)
-class CopiesWithoutWeights(Depth):
+class CopiesWithoutWeights(DepthMap):
     def __deepcopy__(self, memo):
         return type(self)(self.factor, self.channels)
 
 
 @caught_by("survives-pickle", DEPTH)
-class HoldsAFunction(Depth):
+class HoldsAFunction(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.activation = lambda x: x
 
 
 @caught_by("survives-a-file", DEPTH)
-class HasWeightsOutsideItsState(Depth):
+class HasWeightsOutsideItsState(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.gain = 1 + torch.rand((), device="cpu").item()
@@ -180,26 +180,26 @@ class HasWeightsOutsideItsState(Depth):
 
 
 @caught_by("samples-are-independent", DEPTH)
-class CentresTheBatch(Depth):
+class CentresTheBatch(DepthMap):
     def given(self, pooled):
         return self.project(pooled - pooled.mean())
 
 
 @caught_by("finite-stays-finite", DEPTH)
-class DividesByTheLargest(Depth):
+class DividesByTheLargest(DepthMap):
     def given(self, pooled):
         return self.project(pooled / pooled.amax(dim=(1, 2, 3), keepdim=True))
 
 
 @caught_by("gradients-reach-what-is-trained", DEPTH)
-class HasAParameterTooMany(Depth):
+class HasAParameterTooMany(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.unused = nn.Parameter(torch.ones(1))
 
 
 @caught_by("frozen-parts-stay-as-they-are", DEPTH)
-class WakesItsFrozenPart(Depth):
+class WakesItsFrozenPart(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.frozen = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout(0.5)).requires_grad_(False)
@@ -210,13 +210,13 @@ class WakesItsFrozenPart(Depth):
 
 @caught_by("runs-in-float64", DEPTH, dtypes=(torch.float64,))
 @caught_by("runs-in-bfloat16", DEPTH, dtypes=(torch.bfloat16,))
-class GivesFloat32(Depth):
+class GivesFloat32(DepthMap):
     def given(self, pooled):
         return self.project(pooled).float()
 
 
 @caught_by("channels-last-changes-nothing", DEPTH)
-class AssumesAMemoryLayout(Depth):
+class AssumesAMemoryLayout(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.smooth = nn.Conv2d(3, 3, 3, padding=1)
@@ -228,25 +228,25 @@ class AssumesAMemoryLayout(Depth):
 
 
 @caught_by("compiling-changes-nothing", DEPTH)
-class DoesOtherwiseWhenCompiled(Depth):
+class DoesOtherwiseWhenCompiled(DepthMap):
     def given(self, pooled):
         return self.project(2 * pooled if torch.compiler.is_compiling() else pooled)
 
 
 @caught_by("wrong-rank-is-refused", DEPTH)
-class FlattensWhatItGets(Depth):
+class FlattensWhatItGets(DepthMap):
     def pooled(self, batch):
         return super().pooled({"depth": batch["depth"].flatten(0, -4)})
 
 
 @caught_by("wrong-width-is-refused", DEPTH)
-class TakesTheFirstChannel(Depth):
+class TakesTheFirstChannel(DepthMap):
     def pooled(self, batch):
         return super().pooled({"depth": batch["depth"][:, :1] if batch["depth"].ndim == 4 else batch["depth"]})
 
 
 @caught_by("wrong-dtype-is-refused", DEPTH)
-class ComputesBeforeItLooks(Depth):
+class ComputesBeforeItLooks(DepthMap):
     def pooled(self, batch):
         if not batch["depth"].is_floating_point():
             self.project(batch["depth"].float())
@@ -254,38 +254,38 @@ class ComputesBeforeItLooks(Depth):
 
 
 @caught_by("fills-the-slots-it-declares", DEPTH)
-class DeclaresAnotherWidth(Depth):
+class DeclaresAnotherWidth(DepthMap):
     def __init__(self, factor=2, channels=3):
         super().__init__(factor, channels)
         self.provides = {"concat": channels + 1}
 
 
 @caught_by("reads-the-keys-it-declares", DEPTH)
-class ReadsWhatItDoesNotDeclare(Depth):
+class ReadsWhatItDoesNotDeclare(DepthMap):
     def forward(self, batch):
         return super().forward(batch) if batch["names"] else None
 
 
 @caught_by("reads-the-keys-it-declares", DEPTH)
-class ListensInSecret(Depth):
+class ListensInSecret(DepthMap):
     def forward(self, batch):
         cond = super().forward(batch)
         return cond.map(torch.abs) if "names" in batch else cond
 
 
 @caught_by("every-key-it-reads-matters", DEPTH)
-class DeclaresWhatItDoesNotRead(Depth):
+class DeclaresWhatItDoesNotRead(DepthMap):
     reads = ("depth", "names")
 
 
 @caught_by("null-fills-the-same-slots", DEPTH)
-class HasASmallerNull(Depth):
+class HasASmallerNull(DepthMap):
     def null(self, batch):
         return super().null(batch).map(lambda value: value[:, :1])
 
 
 @caught_by("null-says-nothing", DEPTH)
-class TellsInItsNull(Depth):
+class TellsInItsNull(DepthMap):
     def null(self, batch):
         return self(batch)
 

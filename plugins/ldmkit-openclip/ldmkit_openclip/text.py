@@ -19,7 +19,7 @@ output                shape           used by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -95,6 +95,16 @@ class OpenClipText(nn.Module):
         self.provides: Mapping[str, int] = {slot: sizes.get(name, width) for slot, name in asked.items() if name}
         self._freeze()
         self.train()
+
+    def claims(self, names: Collection[str]) -> dict[str, str | None]:
+        """The names in a file of Stable Diffusion 2 -> those here, or None for the image tower and the causal mask.
+
+        Args:
+            names: all names in the file; those of the text encoder begin with ``cond_stage_model.model.``.
+        """
+        prefix, unused = "cond_stage_model.", ("model.visual.", "model.attn_mask")
+        owns = {name: name.removeprefix(prefix) for name in names if name.startswith(f"{prefix}model.")}
+        return {name: None if own.startswith(unused) else own for name, own in owns.items()}
 
     def forward(self, batch: Batch) -> Conditioning:
         """Encode the prompts."""

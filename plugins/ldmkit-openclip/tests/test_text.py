@@ -159,3 +159,20 @@ def test_what_cannot_be_is_refused_and_says_what_can(architecture, options, mess
 def test_anything_but_a_list_of_strings_is_refused(wrong):
     with pytest.raises(TypeError, match=r"'openclip-text' reads batch\['prompt'\] as a list of strings"):
         OpenClipText(TINY)({"prompt": wrong})
+
+
+def test_it_claims_its_tensors_in_a_file_of_stable_diffusion_2_and_knows_the_rest_of_clip(clip):
+    text, prefix = OpenClipText(TINY), "cond_stage_model."
+    file = [f"{prefix}model.{name}" for name in (*clip.state_dict(), "attn_mask")]
+    claimed = text.claims([*file, "first_stage_model.model.weight", "betas"])
+    assert set(claimed) == set(file)
+    assert sorted(own for own in claimed.values() if own) == sorted(text.state_dict())
+    assert all(theirs == prefix + own for theirs, own in claimed.items() if own)
+    assert claimed["cond_stage_model.model.attn_mask"] is None
+    assert claimed["cond_stage_model.model.visual.proj"] is None
+
+
+def test_it_claims_names_that_it_does_not_know_so_that_they_are_unexpected():
+    assert OpenClipText(TINY).claims(["cond_stage_model.model.surprise"]) == {
+        "cond_stage_model.model.surprise": "model.surprise"
+    }

@@ -20,7 +20,7 @@ output                shape           used by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -35,6 +35,8 @@ from ldmkit_transformers.prompts import PromptTokenizer, Tokenized, prompts_of
 CONTEXTS = ("last", "penultimate", "penultimate-norm", "embedding")
 VECTORS = ("pooled", "projected")
 PROJECTION = "text_projection.weight"
+TOWER = ("embeddings.", "encoder.", "final_layer_norm.")
+"""The levels below ``text_model``, which files written with some versions of transformers leave out."""
 
 
 class ClipText(nn.Module):
@@ -118,6 +120,15 @@ class ClipText(nn.Module):
         table = cast(CLIPTextModel, self.transformer["text_model"]).embeddings.token_embedding
         self.prompt_tokenizer.take(CLIPTokenizerFast.from_pretrained(source), table.num_embeddings)
 
+    def claims(self, names: Collection[str]) -> dict[str, str | None]:
+        """The names in a file of Stable Diffusion -> those here, or None for what is no weight or another half of CLIP.
+
+        Args:
+            names: all names in the file; those of the text encoder begin with ``cond_stage_model.transformer.``.
+        """
+        prefix = "cond_stage_model.transformer."
+        return {name: self._own(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
+
     def forward(self, batch: Batch) -> Conditioning:
         """Encode the prompts."""
         return self._encoded(prompts_of(batch, "clip-text"))
@@ -132,6 +143,14 @@ class ClipText(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Training mode, except for what is frozen."""
         return super().train(mode and not self.frozen)
+
+    def _own(self, name: str) -> str | None:
+        """The name here of what transformers calls ``name`` in a CLIP, whole or its text half."""
+        unused = name == PROJECTION and "text_projection" not in self.transformer
+        others = ("vision_model.", "visual_projection.", "logit_scale")
+        if unused or name.startswith(others) or name.endswith("embeddings.position_ids"):
+            return None
+        return f"transformer.{'text_model.' if name.startswith(TOWER) else ''}{name}"
 
     def _encoded(self, prompts: Sequence[str]) -> Conditioning:
         tower = cast(CLIPTextModel, self.transformer["text_model"])

@@ -138,8 +138,9 @@ class PromptTokenizer(nn.Module):
     def _filled(self) -> Backend:
         if self._backend is None:
             raise RuntimeError(
-                f"conditioner '{self.owner}' has no tokenizer: build it with tokenizer=..., a folder or a hub id, or "
-                "load a model that holds one"
+                f"conditioner '{self.owner}' has no tokenizer, which files of other programs do not hold: call its "
+                "read_tokenizer(...) with a folder or a hub id, build it with tokenizer=..., or load a model that "
+                "holds one"
             )
         return self._backend
 

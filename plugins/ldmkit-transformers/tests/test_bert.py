@@ -137,3 +137,15 @@ def test_options_that_contradict_are_refused(options, message):
 def test_a_path_object_is_refused_because_a_file_could_not_name_it(bert_folder):
     with pytest.raises(TypeError, match="takes source as a string, got PosixPath"):
         Bert(bert_folder)
+
+
+def test_its_names_are_those_of_the_published_files_and_its_words_come_after(vocabulary, text):
+    file = {f"cond_stage_model.{name}": value for name, value in text.named_parameters()}
+    assert "cond_stage_model.transformer.attn_layers.layers.3.1.net.0.0.weight" in file
+    bare = BertText(16, 2, heads=2, head_width=8, length=10, vocabulary=13)
+    filled = {name.removeprefix("cond_stage_model."): value for name, value in file.items()}
+    assert bare.load_state_dict(filled, strict=False).unexpected_keys == []
+    with pytest.raises(RuntimeError, match=r"'bert-text' has no tokenizer.* read_tokenizer"):
+        bare(BATCH)
+    bare.read_tokenizer(str(vocabulary))
+    assert torch.equal(bare(BATCH).context, text(BATCH).context)

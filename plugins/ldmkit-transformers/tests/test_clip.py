@@ -237,3 +237,39 @@ def test_a_text_tower_is_no_image_tower(clip_config, tmp_path):
     CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises((CheckpointError, OSError, ValueError, RuntimeError)):
         ClipText(str(tmp_path), tokenizer=str(tmp_path))
+
+
+@pytest.mark.parametrize("context", ["last", "embedding"])
+@pytest.mark.parametrize("level", ["text_model.", ""])
+def test_it_claims_its_tensors_in_a_file_of_stable_diffusion(level, context, clip_folder):
+    text = ClipText(str(clip_folder), context=context)
+    whole = CLIPTextModelWithProjection.from_pretrained(clip_folder).state_dict()
+    file = [f"cond_stage_model.transformer.{name.replace('text_model.', level)}" for name in whole]
+    claimed = text.claims([*file, "first_stage_model.conv.weight", "betas"])
+    assert set(claimed) == set(file)
+    assert sorted(own for own in claimed.values() if own) == sorted(
+        n for n in text.state_dict() if "tokenizer" not in n
+    )
+    assert claimed["cond_stage_model.transformer.text_projection.weight"] == (
+        "transformer.text_projection.weight" if context == "embedding" else None
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_model.embeddings.position_ids",
+        "embeddings.position_ids",
+        "vision_model.post_layernorm.weight",
+        "visual_projection.weight",
+        "logit_scale",
+    ],
+)
+def test_it_knows_what_else_a_file_may_hold_of_clip(name, clip_folder):
+    file = f"cond_stage_model.transformer.{name}"
+    assert ClipText(str(clip_folder)).claims([file]) == {file: None}
+
+
+def test_without_words_it_says_how_to_read_some(clip_config):
+    with pytest.raises(RuntimeError, match=r"'clip-text' has no tokenizer.* read_tokenizer\(...\) with a folder"):
+        ClipText(config=clip_config)(BATCH)
