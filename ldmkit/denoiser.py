@@ -262,6 +262,7 @@ class DenoisingLoss(nn.Module):
         norm: ``l2`` (p = 2) or ``l1`` (p = 1).
         simple_weight: w_s, the original's ``l_simple_weight``.
         elbo_weight: w_e, the original's ``original_elbo_weight``.
+        min_snr: gamma of the Min-SNR weight min(snr, gamma) / snr, in terms of the prediction's own loss; None: none.
         learn_log_variance: make g_t a parameter; it then needs to be given to the optimizer with the rest.
         times: the length of g_t; needed to learn it.
 
@@ -278,8 +279,13 @@ class DenoisingLoss(nn.Module):
         elbo_weight: float = 0.0,
         learn_log_variance: bool = False,
         times: int | None = None,
+        min_snr: float | None = None,
     ) -> None:
         super().__init__()
+        if min_snr is not None and not min_snr > 0:
+            raise ValueError(
+                f"min_snr is the largest signal-to-noise ratio that weighs more and positive, got {min_snr}"
+            )
         if norm not in ("l1", "l2"):
             raise ValueError(f"the denoising loss knows the norms 'l1' and 'l2', got {norm!r}")
         if learn_log_variance and times is None:
@@ -289,6 +295,7 @@ class DenoisingLoss(nn.Module):
         self.elbo_weight = elbo_weight
         self.learn_log_variance = learn_log_variance
         self.times = times
+        self.min_snr = min_snr
         self.log_variance = nn.Parameter(torch.zeros(times), learn_log_variance) if times is not None else None
 
     def distance(self, out: Tensor, target: Tensor) -> Tensor:
@@ -296,7 +303,9 @@ class DenoisingLoss(nn.Module):
         difference = (out - target).abs() if self.norm == "l1" else (out - target) ** 2
         return difference.flatten(1).mean(1)
 
-    def forward(self, out: Tensor, target: Tensor, t: Tensor, elbo: Tensor | None = None) -> Tensor:
+    def forward(
+        self, out: Tensor, target: Tensor, t: Tensor, elbo: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
         """The loss per sample, (B,).
 
         Args:
@@ -314,7 +323,25 @@ class DenoisingLoss(nn.Module):
             if elbo is None:
                 raise ValueError("elbo_weight is not 0, but no weights of the bound were given: use elbo_weights()")
             loss = loss + self.elbo_weight * elbo * distance
-        return loss
+        return loss if weight is None else weight * loss
+
+
+def min_snr_weights(level: Level[Tensor], prediction: str, gamma: float) -> Tensor:
+    r"""min(snr, gamma) on the loss in x0, as a weight on the prediction's own loss, (B,).
+
+    With :math:`snr = \alpha^2 / \sigma^2`: ``eps`` min(snr, gamma) / snr; ``v`` min(snr, gamma) / (snr + 1); ``x0``
+    min(snr, gamma).
+
+    Raises:
+        CompositionError: the prediction ``flow``.
+
+    Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
+    """
+    snr = ((level.alpha / level.sigma) ** 2).flatten()
+    share = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}
+    if prediction not in share:
+        raise CompositionError(f"Min-SNR weights are defined for eps, v and x0, not for {prediction!r}: min_snr=None")
+    return snr.clamp(max=gamma) / share[prediction]
 
 
 def elbo_weights(process: Process, prediction: str) -> Tensor:

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from ldmkit.component import did_you_mean
 from ldmkit.composition import FirstStage, check_call, check_composition, check_objective, composition_table, recipe_of
 from ldmkit.conditioning import LATENT, Batch, Conditioner, Conditioning, Joint
-from ldmkit.denoiser import PREDICTIONS, Backbone, Denoise, Denoiser, DenoisingLoss, elbo_weights, precision
+from ldmkit.denoiser import (
+    PREDICTIONS,
+    Backbone,
+    Denoise,
+    Denoiser,
+    DenoisingLoss,
+    elbo_weights,
+    min_snr_weights,
+    precision,
+)
 from ldmkit.errors import BatchError
 from ldmkit.guidance import Bind, Guidance, NoGuidance
 from ldmkit.noise import Noise, seeds_from, tempered
@@ -369,7 +378,9 @@ class LatentDiffusion(nn.Module):
         c, d = PREDICTIONS[self.denoiser.prediction].target(level)
         out = self.denoiser.predict(level.alpha * z + level.sigma * eps, level, cond)
         elbo = None if self.elbo is None else cast(Tensor, self.elbo)[level.t]
-        loss: Tensor = self.objective(out, c * z + d * eps, level.t, elbo)
+        gamma = self.objective.min_snr
+        weight = None if gamma is None else min_snr_weights(level, self.denoiser.prediction, gamma)
+        loss: Tensor = self.objective(out, c * z + d * eps, level.t, elbo, weight)
         return loss
 
     def _training_latent(self, batch: Mapping[str, Any], noise: Noise) -> Tensor:

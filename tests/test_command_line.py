@@ -32,8 +32,8 @@ def run(site: Path, *arguments: str, **environment: str) -> subprocess.Completed
 @pytest.fixture
 def noisy(tmp_path: Path) -> Path:
     """One plug-in that works and prints while it loads, and two broken ones."""
-    heavy = 'print("heavy noise")\nclass Map:\n    """Makes a map."""\n    def __init__(self, factor: int = 8): ...\n'
-    install(tmp_path, "ldmkit-ok", {"ok_light": 'print("noise")\n' + offer("a-map", "ok_heavy:Map"), "ok_heavy": heavy})
+    heavy = 'print("heavy rumble")\nclass Map:\n    """Makes a map."""\n    def __init__(self, factor: int = 8): ...\n'
+    install(tmp_path, "ldmkit-ok", {"ok_light": 'print("rumble")\n' + offer("a-map", "ok_heavy:Map"), "ok_heavy": heavy})
     install(tmp_path, "ldmkit-bad", {"bad_light": "import no_such_module_anywhere"}, version="0.3")
     install(tmp_path, "ldmkit-exit", {"exit_light": 'print("{"); raise SystemExit(0)'})
     return tmp_path
@@ -60,7 +60,7 @@ def test_components_are_the_names_of_every_kind(noisy: Path):
 
 def test_components_name_the_broken_plugins_on_stderr(noisy: Path):
     done = run(noisy, "components")
-    assert "noise" not in done.stdout
+    assert "rumble" not in done.stdout
     assert "skipped plug-in ldmkit-bad 0.3 (entry point 'main'): ModuleNotFoundError" in done.stderr
     assert "skipped plug-in ldmkit-exit 0.1" in done.stderr
     assert "Traceback" not in done.stderr
@@ -98,13 +98,13 @@ def test_describe_prints_the_description(noisy: Path):
     done = run(noisy, "describe", "conditioner", "a-map")
     for word in ("(ldmkit-ok 0.1)", "Makes a map.", "(factor: int = 8)", "ok_heavy:Map", "ok_heavy.py:2"):
         assert word in done.stdout
-    assert "noise" not in done.stdout
+    assert "rumble" not in done.stdout
     assert done.returncode == 0
 
 
 def test_unknown_name_is_one_line_and_status_one(noisy: Path):
     done = run(noisy, "describe", "conditioner", "amap")
-    (line,) = [line for line in done.stderr.splitlines() if "noise" not in line and line != "{"]
+    (line,) = [line for line in done.stderr.splitlines() if "rumble" not in line and line != "{"]
     assert line.startswith("ldmkit: error: unknown conditioner 'amap'; did you mean 'a-map'?")
     assert "ldmkit-bad 0.3" in line
     assert (done.stdout, done.returncode) == ("", 1)

@@ -1,12 +1,16 @@
 """Predictions are inverse to each other, and a bound denoiser equals the definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+import ldmkit
 from ldmkit.conditioning import Conditioning
-from ldmkit.denoiser import PREDICTIONS, Denoiser, DenoisingLoss, elbo_weights
+from ldmkit.denoiser import PREDICTIONS, Denoiser, DenoisingLoss, elbo_weights, min_snr_weights
 from ldmkit.errors import CompositionError
+from ldmkit.model import compose
 from ldmkit.process import EDM, VP, RectifiedFlow, at, trailing, uniform
 from ldmkit.registry import build
 from ldmkit.testing import GaussianBackbone
@@ -196,3 +200,34 @@ def test_the_variational_weights_of_x0_keep_the_originals_slip_of_precedence():
 def test_bad_input_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_min_snr_is_the_clamped_weight_on_the_loss_in_x0(prediction):
+    """||x0 - x0'||^2 = c ||out - target||^2 with c the square of x0's coefficient on the output; Min-SNR weighs it."""
+    level = VP().level(torch.tensor([3, 200, 700, 990]))
+    snr = ((level.alpha / level.sigma) ** 2).flatten()
+    _, b = PREDICTIONS[prediction].x0(level)
+    coefficient = torch.as_tensor(b, dtype=snr.dtype).expand(4, 1, 1, 1).flatten() ** 2
+    expected = snr.clamp(max=5.0) * coefficient
+    torch.testing.assert_close(min_snr_weights(level, prediction, 5.0), expected, rtol=1e-5, atol=0)
+
+
+def test_min_snr_multiplies_the_loss_and_stays_in_the_recipe():
+    plain, weighted = (
+        compose(replace(ldmkit.recipe("digits"), objective=objective)) for objective in ({}, {"min_snr": 5.0})
+    )
+    weighted.load_state_dict(plain.state_dict())
+    z, eps, t = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([10, 400, 900])
+    cond = plain.conditioner({"label": torch.tensor([1, 2, 3])})
+    ratio = weighted.eval().denoising_loss(z, eps, t, cond) / plain.eval().denoising_loss(z, eps, t, cond)
+    expected = min_snr_weights(plain.process.level(t), plain.denoiser.prediction, 5.0)
+    torch.testing.assert_close(ratio, expected.float(), rtol=1e-4, atol=0)
+    assert weighted.recipe().objective == {"min_snr": 5.0}
+
+
+def test_min_snr_is_refused_where_it_is_not_defined():
+    with pytest.raises(ValueError, match="positive, got 0"):
+        DenoisingLoss(min_snr=0)
+    with pytest.raises(CompositionError, match="not for 'flow'"):
+        min_snr_weights(VP().level(torch.tensor([3])), "flow", 5.0)

@@ -45,6 +45,14 @@ def test_a_draw_widens_the_latents_and_the_mode_does_not():
     assert latent_statistics(stage, BATCHES) == drawn
 
 
+def test_how_images_are_batched_changes_nothing():
+    torch.manual_seed(0)
+    stage, images = kl(), torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    whole, parts = latent_statistics(stage, [images]), latent_statistics(stage, images.split([1, 3]))
+    torch.testing.assert_close(torch.tensor(whole.std), torch.tensor(parts.std), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(whole.mean), torch.tensor(parts.mean), atol=1e-5, rtol=0)
+
+
 def test_signal_to_noise_falls_with_the_level_and_grows_with_the_variance():
     process = VP()
     small = latent_statistics(ldmkit.build("first-stage", "pixel", scale=0.5), BATCHES)

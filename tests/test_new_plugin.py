@@ -196,7 +196,7 @@ def test_wheel_works_in_a_fresh_environment_and_is_missed_elsewhere(tmp_path: Pa
     told = elsewhere.stderr.splitlines()[-1]
     assert elsewhere.returncode == 1
     assert told.startswith("ldmkit.errors.UnknownComponentError: ")
-    assert "conditioner 'depth-map@ldmkit-depth-map'" in told
+    assert "conditioner 'depth-map' needs ldmkit-depth-map, which is not installed" in told
 
 
 def layered_environment(folder: Path) -> Path:

@@ -259,6 +259,8 @@ def _dictionary(arguments: tuple[object, ...]) -> dict[Any, Any]:
             return {}
         case (dict() as mapping,):
             return mapping
+        case (list() as pairs,) if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            return _pairs([part for pair in pairs for part in pair])  # as Python 2 wrote an OrderedDict
         case _:
             raise ValueError("a dictionary of something else than keys and values")
 

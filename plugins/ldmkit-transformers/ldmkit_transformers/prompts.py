@@ -138,9 +138,9 @@ class PromptTokenizer(nn.Module):
     def _filled(self) -> Backend:
         if self._backend is None:
             raise RuntimeError(
-                f"conditioner '{self.owner}' has no tokenizer, which files of other programs do not hold: call its "
-                "read_tokenizer(...) with a folder or a hub id, build it with tokenizer=..., or load a model that "
-                "holds one"
+                f"conditioner '{self.owner}' has no tokenizer: build it with tokenizer=..., a folder or a hub id, load "
+                "a model that holds one, or, where a file of another program brought the weights and no words, call "
+                "its read_tokenizer(...) with a folder or a hub id"
             )
         return self._backend
 
