@@ -7,12 +7,13 @@ The file is ``docs/checkpoints/models.md`` where none is given. The text depends
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ldmkit
 from ldmkit.builtin import TABLE
@@ -97,12 +98,22 @@ def call(name: str, notes: Mapping[str, Any]) -> list[str]:
     """How the model is used, with its own sampling defaults."""
     said = notes["sampling"]
     filled = f'model = ldmkit.import_checkpoint("model.ckpt", recipe="{name}")'
-    size = f"height={said['height']}, width={said['width']}" if notes["task"] in SIZED else ""
-    scale = f"guidance_scale={said['guidance_scale']}" if said["guidance_scale"] != 1 else ""
-    sampler = f'sampler="{said["sampler"]}", num_inference_steps={said["steps"]}, eta={said["eta"]}'
-    arguments = [notes["inputs"], size, sampler, scale, "seed=0"]
+    size = [f"height={said['height']}", f"width={said['width']}"] if notes["task"] in SIZED else []
+    sampler = [f'sampler="{said["sampler"]}"', f"num_inference_steps={said['steps']}", f"eta={said['eta']}"]
+    scale = [f"guidance_scale={said['guidance_scale']}"] if said["guidance_scale"] != 1 else []
+    arguments = [*keywords(notes["inputs"]), *size, *sampler, *scale, "seed=0"]
     pipeline = f'pipe = ldmkit.pipeline("{notes["task"]}", model)'
     return [filled, pipeline, "image = pipe(", *(f"    {given}," for given in arguments if given), ").images[0]"]
+
+
+def keywords(inputs: str) -> list[str]:
+    """The inputs of a task, one argument each, as they are written."""
+    source = f"f({inputs})"
+    (call,) = ast.parse(source).body
+    return [
+        f"{keyword.arg}={ast.get_source_segment(source, keyword.value)}"
+        for keyword in cast(ast.Call, cast(ast.Expr, call).value).keywords
+    ]
 
 
 def scores(result: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from ldmkit.denoiser import (
     precision,
 )
 from ldmkit.errors import BatchError
-from ldmkit.guidance import Bind, Guidance, NoGuidance
+from ldmkit.guidance import Bind, Guidance, NoGuidance, has_weak
 from ldmkit.noise import Noise, seeds_from, tempered
 from ldmkit.parts import Recipe
 from ldmkit.placing import by_tiles, by_window, is_placed
@@ -244,7 +244,7 @@ class LatentDiffusion(nn.Module):
         self._check_batch(batch)
         self._check_negative(negative, guidance)
         with torch.no_grad() if guidance.needs_grad else torch.inference_mode():
-            windows = self._windows(tiles, shape)
+            windows = self._windows(tiles, shape, guidance)
             cond, uncond = self._condition(batch, negative, guidance.needs_uncond, windows, shape[1:])
             count = _count(cond, seed, count, start)
             self._check_concat(cond, shape)
@@ -290,11 +290,18 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"guidance {guidance} compares with nothing, so that the negative batch would be ignored")
         self._check_batch(negative)
 
-    def _windows(self, tiles: Tiles | None, shape: tuple[int, int, int]) -> tuple[Window, ...] | None:
+    def _windows(
+        self, tiles: Tiles | None, shape: tuple[int, int, int], guidance: Guidance
+    ) -> tuple[Window, ...] | None:
         """The windows on the latent; None where one is enough."""
         if tiles is None:
             return None
         windows = tiles.cells(self.stage.factor, self.backbone.multiple).windows(shape[1:])
+        if len(windows) > 1 and has_weak(guidance):
+            raise ValueError(
+                "guidance 'autoguidance' runs its weaker network on the whole image, which tiles= are there to avoid: "
+                "leave one of the two out"
+            )
         return windows if len(windows) > 1 else None
 
     def _condition(
@@ -310,7 +317,7 @@ class LatentDiffusion(nn.Module):
             return Conditioning(), None
         against = None if negative is None else self.filled(negative)
 
-        def condition(ready: Batch) -> tuple[Conditioning, Conditioning | None]:
+        def condition(ready: Batch, against: Batch | None) -> tuple[Conditioning, Conditioning | None]:
             cond: Conditioning = joint(ready)
             if not with_null:
                 return cond, None
@@ -318,8 +325,8 @@ class LatentDiffusion(nn.Module):
 
         ready = self.filled(batch)
         if windows is None or not is_placed(joint):
-            return condition(ready)
-        return by_window(condition, joint, ready, windows, shape)
+            return condition(ready, against)
+        return by_window(condition, joint, ready, against, windows, shape)
 
     def _start(self, noise: Noise, shape: tuple[int, int, int], level: Level[float]) -> Tensor:
         """The state of unit-variance data at the first level: N(0, alpha**2 + sigma**2)."""

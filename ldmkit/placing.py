@@ -28,7 +28,7 @@ class Placed(Protocol):
     """A conditioner whose context says where things are, so that a part of the picture needs one of its own."""
 
     def placed(self, batch: Batch, region: Region) -> Mapping[str, Any]:
-        """The batch for the part (x0, y0, x1, y1) in [0, 1] of the picture that ``batch`` asks for."""
+        """What changes in the batch for the part (x0, y0, x1, y1) in [0, 1] of the picture that it asks for."""
 
 
 def is_placed(conditioner: Joint | None) -> bool:
@@ -38,33 +38,41 @@ def is_placed(conditioner: Joint | None) -> bool:
 
 
 def by_window(
-    condition: Callable[[Batch], tuple[Conditioning, Conditioning | None]],
+    condition: Callable[[Batch, Batch | None], tuple[Conditioning, Conditioning | None]],
     conditioner: Joint,
     batch: Batch,
+    negative: Batch | None,
     windows: Sequence[Window],
     shape: tuple[int, int],
 ) -> tuple[Conditioning, Conditioning | None]:
     """cond and uncond with the context of every window, one after the other.
 
     Args:
-        condition: a batch to (cond, uncond).
+        condition: a batch and the negative one to (cond, uncond).
         conditioner: the model's.
         batch: of the whole picture.
+        negative: of the whole picture, in place of the null.
         windows: on a map of ``shape``.
         shape: (h, w).
     """
     told = []
     for window in windows:
         region = window.region(shape)
-        here = dict(batch)
-        for source in conditioner.conditioners().values():
-            if isinstance(source, Placed):
-                here.update(source.placed(batch, region))
-        told.append(condition(here))
+        against = None if negative is None else _of_region(conditioner, negative, region)
+        told.append(condition(_of_region(conditioner, batch, region), against))
     count = len(told)
     alike = padded_alike([cond for cond, _ in told] + [uncond for _, uncond in told if uncond is not None])
     cond = _one_after_the_other(alike[:count])
     return cond, _one_after_the_other(alike[count:]) if len(alike) > count else None
+
+
+def _of_region(conditioner: Joint, batch: Batch, region: Region) -> Batch:
+    """The batch of a part of the picture, as every source that knows places says."""
+    here = dict(batch)
+    for source in conditioner.conditioners().values():
+        if isinstance(source, Placed):
+            here.update(source.placed(batch, region))
+    return here
 
 
 def by_tiles(bind: Bind, windows: Sequence[Window], shape: tuple[int, int], split: bool) -> Bind:
@@ -78,7 +86,10 @@ def by_tiles(bind: Bind, windows: Sequence[Window], shape: tuple[int, int], spli
     """
 
     def tiled(cond: Conditioning) -> Denoise:
-        denoisers = [bind(_cut(cond, k, len(windows), window, split)) for k, window in enumerate(windows)]
+        if cond.concat is None and not split:
+            denoisers = [bind(cond)] * len(windows)  # one set of keys and values serves all
+        else:
+            denoisers = [bind(_cut(cond, k, len(windows), window, split)) for k, window in enumerate(windows)]
         shares: dict[torch.device, list[Tensor]] = {}
 
         def denoise(x: Tensor, level: Level[float]) -> Tensor:

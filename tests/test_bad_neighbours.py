@@ -37,7 +37,7 @@ BROKEN = {
 SLOW = 0.2
 ODD = {
     "slow-import": f"import time\ntime.sleep({SLOW})" + offer("slow", "a:B", "task"),
-    "prints": 'print("{noise")' + offer("loud", "a:B", "task"),
+    "prints": 'print("{rumble")' + offer("loud", "a:B", "task"),
 }
 """They load."""
 
@@ -152,7 +152,7 @@ def test_components_describe_and_plugins_work(neighbourhood: Path):
         done = run(neighbourhood, "-m", "ldmkit", *arguments)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-        assert "noise" not in done.stdout
+        assert "rumble" not in done.stdout
         assert "Traceback" not in done.stderr
 
 

@@ -33,7 +33,9 @@ def run(site: Path, *arguments: str, **environment: str) -> subprocess.Completed
 def noisy(tmp_path: Path) -> Path:
     """One plug-in that works and prints while it loads, and two broken ones."""
     heavy = 'print("heavy rumble")\nclass Map:\n    """Makes a map."""\n    def __init__(self, factor: int = 8): ...\n'
-    install(tmp_path, "ldmkit-ok", {"ok_light": 'print("rumble")\n' + offer("a-map", "ok_heavy:Map"), "ok_heavy": heavy})
+    install(
+        tmp_path, "ldmkit-ok", {"ok_light": 'print("rumble")\n' + offer("a-map", "ok_heavy:Map"), "ok_heavy": heavy}
+    )
     install(tmp_path, "ldmkit-bad", {"bad_light": "import no_such_module_anywhere"}, version="0.3")
     install(tmp_path, "ldmkit-exit", {"exit_light": 'print("{"); raise SystemExit(0)'})
     return tmp_path

@@ -37,7 +37,7 @@ def test_it_prints_one_row_per_check_and_a_count():
 def test_every_example_of_a_builtin_is_used(capsys):
     assert main(["check", "task", "class-conditional"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("task 'class-conditional'") == 2
+    assert printed.count("task 'class-conditional'") == 3
     assert "task 'class-conditional', a list" in printed
 
 
@@ -60,8 +60,8 @@ def test_a_failure_is_status_one_with_the_reason_in_its_row(capsys):
 
 
 def test_a_conditioner_of_a_plugin_is_checked_with_an_example(capsys):
-    assert main(["check", "conditioner", "depth", "--example", "wrong.conditioners:DEPTH"]) == 0
-    assert capsys.readouterr().out.startswith("conditioner 'depth' (<local>)\n")
+    assert main(["check", "conditioner", "depth-map", "--example", "wrong.conditioners:DEPTH"]) == 0
+    assert capsys.readouterr().out.startswith("conditioner 'depth-map' (<local>)\n")
     assert main(["check", "conditioner", "centres-the-batch", "--example", "wrong.conditioners:DEPTH"]) == 1
     assert table(capsys.readouterr().out)["samples-are-independent"].startswith("fail")
 
@@ -73,13 +73,19 @@ OF_A_SAMPLER = Example("sampler", "ddim")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["conditioner", "depth"], "conditioner 'depth' needs batch="),
-        (["conditioner", "depth"], "--example module:attribute"),
-        (["conditioner", "deth"], "unknown conditioner 'deth'; did you mean 'depth'?"),
-        (["conditioner", "depth", "--example", "no_such_module:DEPTH"], "No module named 'no_such_module'"),
-        (["conditioner", "depth", "--example", "wrong.conditioners:DEPT"], "has no attribute 'DEPT'"),
-        (["conditioner", "depth", "--example", f"{__name__}:NO_EXAMPLE"], "not an example of conditioner 'depth'"),
-        (["conditioner", "depth", "--example", f"{__name__}:OF_A_SAMPLER"], "not an example of conditioner 'depth'"),
+        (["conditioner", "depth-map"], "conditioner 'depth-map' needs batch="),
+        (["conditioner", "depth-map"], "--example module:attribute"),
+        (["conditioner", "depht-map"], "unknown conditioner 'depht-map'; did you mean 'depth-map'?"),
+        (["conditioner", "depth-map", "--example", "no_such_module:DEPTH"], "No module named 'no_such_module'"),
+        (["conditioner", "depth-map", "--example", "wrong.conditioners:DEPT"], "has no attribute 'DEPT'"),
+        (
+            ["conditioner", "depth-map", "--example", f"{__name__}:NO_EXAMPLE"],
+            "not an example of conditioner 'depth-map'",
+        ),
+        (
+            ["conditioner", "depth-map", "--example", f"{__name__}:OF_A_SAMPLER"],
+            "not an example of conditioner 'depth-map'",
+        ),
     ],
 )
 def test_what_cannot_be_checked_is_one_line_and_status_one(capsys, arguments, message):

@@ -110,39 +110,39 @@ def test_command_writes_a_conditioner_unless_told(tmp_path: Path, capsys: pytest
     [
         (["Depth"], "'Depth' is no name"),
         (["../up"], "'../up' is no name"),
-        (["ldmkit-depth"], "give the name without its prefix, 'depth'"),
+        (["ldmkit-deep"], "give the name without its prefix, 'deep'"),
         (["tensor"], "would be called Tensor"),
         (["none", "--kind", "sampler"], "would be called None"),
         (["class", "--kind", "recipe"], "would be called class"),
         (["ddim", "--kind", "sampler"], "sampler 'ddim' is a built-in"),
-        (["depth"], "ldmkit-depth exists"),
+        (["deep"], "ldmkit-deep exists"),
     ],
 )
 def test_what_cannot_be_written_is_refused_in_one_line(
     arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "ldmkit-depth").mkdir()
+    (tmp_path / "ldmkit-deep").mkdir()
     assert command_line.main(["new-plugin", *arguments, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ldmkit: error: ")
     assert told in error
     assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.rglob("*")] == ["ldmkit-depth"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["ldmkit-deep"]
 
 
 def test_unknown_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
-        command_line.main(["new-plugin", "depth", "--kind", "samplr", "--out", str(tmp_path)])
+        command_line.main(["new-plugin", "deep", "--kind", "samplr", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "samplr" in capsys.readouterr().err
     with pytest.raises(PluginError, match="unknown kind 'samplr'; did you mean"):
-        new_plugin.write("depth", "samplr", tmp_path)
+        new_plugin.write("deep", "samplr", tmp_path)
 
 
 def test_folder_that_cannot_be_made_is_told(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(PluginError, match="cannot be written"):
-        new_plugin.write("depth", out=tmp_path / "file" / "within")
+        new_plugin.write("deep", out=tmp_path / "file" / "within")
 
 
 COMPOSE = """

@@ -9,7 +9,8 @@ from torch import nn
 import ldmkit
 from ldmkit import Conditioning
 from ldmkit.first_stages import KL, VQ, Tiled, TiledExact
-from ldmkit.guidance import CFG
+from ldmkit.guidance import CFG, Autoguidance, Rescale
+from ldmkit.placing import by_tiles, by_window
 from ldmkit.tiling import Tiles, Window, blended, decoded, encoded, seam, weights
 
 SHAPES = [((20, 20), 8, 3), ((17, 31), 8, 0), ((31, 17), (8, 5), (7, 4)), ((9, 9), 8, 7), ((5, 40), 8, 2)]
@@ -350,6 +351,61 @@ def test_every_tile_is_told_the_layout_of_its_place():
         torch.testing.assert_close(tiled[..., left : left + 16], alone, atol=1e-5, rtol=0)
 
 
+def test_the_negative_layout_is_that_of_the_tile_too():
+    whole = local(layout(), context=8)
+    batch, negative = {"boxes": [[(1, 0.0, 0.0, 0.4, 0.4)]]}, {"boxes": [[(2, 0.5, 0.0, 1.0, 1.0)]]}
+    call = {"levels": 3, "guidance": CFG(2.0)}
+    tiled = whole.sample(batch, negative=negative, size=(8, 32), tiles=Tiles(16, 0), **call)
+    for left in (0, 16):
+        crop = {"crop": [(left / 32, 0.0, (left + 16) / 32, 1.0)]}
+        at = start(whole, (8, 32))[..., left : left + 16]
+        alone = whole.sample({**batch, **crop}, negative={**negative, **crop}, size=(8, 16), start=at, **call)
+        torch.testing.assert_close(tiled[..., left : left + 16], alone, atol=1e-5, rtol=0)
+
+
+def test_two_sources_that_know_places_are_each_told_theirs():
+    class Here(nn.Module):
+        reads = ("spot",)
+        provides = {"context": 8}  # noqa: RUF012 - part of the protocol
+
+        def forward(self, batch):
+            return Conditioning(context=batch["spot"][:, None, None].expand(-1, 1, 8).clone())
+
+        def null(self, batch):
+            return self(batch).map(torch.zeros_like)
+
+        def placed(self, batch, region):
+            return {"spot": batch["spot"] + region[0]}
+
+    conditioner = ldmkit.Joint({"spot": Here(), "layout": layout()})
+    told, _ = by_window(
+        lambda batch, negative: (conditioner(batch), None),
+        conditioner,
+        {"spot": torch.zeros(1), "boxes": [[]]},
+        None,
+        Tiles(8).windows((8, 16)),
+        (8, 16),
+    )
+    assert told.context[0, 0].eq(0).all()
+    right = told.context[0, told.context.shape[1] // 2 :]
+    assert right[0].eq(0.5).all()
+    torch.testing.assert_close(right[1:], layout()({"boxes": [[]], "crop": [(0.5, 0.0, 1.0, 1.0)]}).context[0])
+
+
+def test_tiles_that_are_told_the_same_are_bound_once():
+    bound = []
+
+    def bind(cond):
+        bound.append(cond)
+        return lambda x, level: x
+
+    windows = Tiles(8, 2).windows((16, 16))
+    by_tiles(bind, windows, (16, 16), split=False)(Conditioning(context=torch.zeros(1, 2, 8)))
+    assert len(bound) == 1
+    by_tiles(bind, windows, (16, 16), split=False)(Conditioning(concat=torch.zeros(1, 2, 16, 16)))
+    assert [cond.concat.shape for cond in bound[1:]] == [(1, 2, 8, 8)] * len(windows)
+
+
 def start(whole, size):
     """The state that a call with seed 0 begins with."""
     first = []
@@ -394,3 +450,11 @@ def test_windows_know_their_place():
     window = Window(2, 4, 6, 8)
     assert window.times(2) == Window(4, 8, 12, 16)
     assert window.region((8, 16)) == (0.25, 0.25, 0.75, 1.0)
+
+
+def test_autoguidance_and_tiles_are_not_mixed():
+    whole = model()
+    guidance = Rescale(Autoguidance(model().denoiser, 2.0, CFG(1.0)), 0.5)
+    assert whole.sample(size=(16, 16), levels=2, guidance=guidance, tiles=Tiles(16)).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match="weaker network on the whole image"):
+        whole.sample(size=(16, 32), levels=2, guidance=guidance, tiles=Tiles(16))

@@ -104,14 +104,14 @@ class Layout(nn.Module):
         return self._encoded([()] * len(batch[self.objects]), batch.get("crop"))
 
     def placed(self, batch: Batch, region: Region) -> dict[str, Any]:
-        """The batch for a part of the picture: the same objects, and that part of each image's crop.
+        """What changes in the batch for a part of the picture: the objects are the same, the crop is that part of it.
 
         Args:
             batch: of the whole picture.
             region: (x0, y0, x1, y1) in [0, 1] of what ``batch`` asks for.
         """
         crops = _regions(batch.get("crop"), len(batch[self.objects]))
-        return {**batch, "crop": [_within(crop, region) for crop in crops]}
+        return {"crop": [_within(crop, region) for crop in crops]}
 
     def _encoded(self, layouts: Sequence[Sequence[LayoutObject | Sequence[Any]]], crops: Crops) -> Conditioning:
         sequences = []

@@ -179,7 +179,7 @@ class Walk:
         out = x.new_empty(x.shape[0], conv.out_channels, *x.shape[-2:])
         for window in self._windows(x):
             part, missing = _with_neighbours(x, window, halo)
-            part = F.pad(before(part.to(device, copy=True)), missing)
+            part = F.pad(before(part.to(device)), missing)
             window.of(out).copy_(F.conv2d(part, conv.weight, conv.bias))
         return out
 
@@ -211,7 +211,8 @@ class Walk:
         for window in self._windows(x):
             part = window.of(x).to(device, precise).reshape(x.shape[0], norm.num_groups, -1)
             n = part.shape[-1]
-            variance, here = torch.var_mean(part, dim=-1, correction=0)
+            here = part.mean(dim=-1)
+            variance = (part - here[..., None]).square().mean(dim=-1)  # faster than var_mean on a CPU
             delta = here - mean
             count += n
             mean = mean + delta * (n / count)
@@ -230,8 +231,8 @@ def _with_neighbours(x: Tensor, window: Window, halo: int) -> tuple[Tensor, tupl
 
 
 def _normalised(norm: nn.GroupNorm, part: Tensor, statistics: Statistics) -> Tensor:
-    """The norm of a window of the map that was measured, in the precision of the statistics until it is rounded."""
-    mean, spread = statistics
-    grouped = part.reshape(part.shape[0], norm.num_groups, -1)
-    normalised = ((grouped - mean) * spread).view(part.shape)
-    return (normalised * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)).to(part.dtype)
+    """The norm of a window, ``factor * x + shift`` by channel in the precision of the statistics, then rounded."""
+    mean, spread = (value.expand(-1, -1, norm.num_channels // norm.num_groups).flatten(1) for value in statistics)
+    factor = spread * norm.weight
+    shift = norm.bias - mean * factor
+    return torch.addcmul(shift[..., None, None], part.to(mean.dtype), factor[..., None, None]).to(part.dtype)

@@ -9,7 +9,7 @@ changes what another gives,
 ``Denoise -> Denoise``, act on the estimate of the clean sample: :func:`clip`, :func:`quantize`, :func:`keep_known`.
 """
 
-from ldmkit.guidance.autoguidance import Autoguidance
+from ldmkit.guidance.autoguidance import Autoguidance, has_weak
 from ldmkit.guidance.cfg import CFG, NoGuidance, PiecewiseCFG
 from ldmkit.guidance.contract import Bind, Guidance, PerImage, taken
 from ldmkit.guidance.estimate import clip, keep_known, quantize
@@ -36,6 +36,7 @@ __all__ = [
     "Predicting",
     "Rescale",
     "clip",
+    "has_weak",
     "keep_known",
     "quantize",
     "taken",

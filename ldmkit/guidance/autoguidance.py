@@ -99,3 +99,8 @@ class Autoguidance:
             return weak(x, level).lerp(strong(x, level), weight(x))
 
         return guided
+
+
+def has_weak(guidance: object) -> bool:
+    """Whether a guidance, or one that it wraps, binds a network of its own."""
+    return guidance is not None and (isinstance(guidance, Autoguidance) or has_weak(getattr(guidance, "of", None)))

@@ -17,9 +17,9 @@ import torch
 from .measure import Setting, Table, installed
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("imports", "unet_step", "guided_sample", "decode", "sampler_overhead", "memory", "listing", "hostile_files")
-HEAVY = ("loading",)
-"""Minutes and gigabytes: run where they are named."""
+NAMES = ("imports", "unet_step", "guided_sample", "decode", "sampler_overhead", "memory", "listing", "tiling")
+HEAVY = ("hostile_files", "loading", "every_model")
+"""Of no peer, or of minutes and gigabytes: run where they are named."""
 
 SWITCHED = ("unet_step", "decode")
 """Measured once more, in a process of their own, with switches that a whole process shares."""
