@@ -66,8 +66,9 @@ class Pipeline:
     """
 
     def __init__(self, task: Task, model: LatentDiffusion) -> None:
+        self.name = label_of(task)
         task = task.fitted(model) if isinstance(task, Fitting) else task
-        check_task(task, model)
+        check_task(task, model, self.name)
         self.task = task
         self.model = model
 
@@ -166,7 +167,7 @@ class Pipeline:
                 own = [key for key in Pipeline.__call__.__annotations__ if key not in ("inputs", "return")]
                 near = did_you_mean(name, [*own, *self.task.takes])
                 takes = ", ".join(self.task.takes) or "no inputs"
-                raise OptionError(f"unknown keyword '{name}'{near}; task {label_of(self.task)} takes {takes}")
+                raise OptionError(f"unknown keyword '{name}'{near}; task {self.name} takes {takes}")
 
 
 def pipeline(
@@ -292,8 +293,13 @@ def _check(call: Call, max_batch: int | None) -> None:
         raise ValueError(f"latents= holds {call.latents.shape[0]} states for {len(call.seeds)} images")
 
 
-def check_task(task: Task, model: LatentDiffusion) -> None:
+def check_task(task: Task, model: LatentDiffusion, name: str) -> None:
     """Refuse a task that does not fill what the model reads, or fills what it does not read.
+
+    Args:
+        task: fitted to the model.
+        model: what it is for.
+        name: how messages call the task.
 
     Raises:
         CompositionError: a conditioner reads what the task does not fill, or the reverse.
@@ -304,12 +310,12 @@ def check_task(task: Task, model: LatentDiffusion) -> None:
     for key in reads:
         if key not in filled:
             raise CompositionError(
-                f"the model's conditioner reads '{key}', which task {label_of(task)} does not fill (it fills "
+                f"the model's conditioner reads '{key}', which task {name} does not fill (it fills "
                 f"{list(fills)}): choose the task that belongs to the model"
             )
     for key in fills:
         if model.conditioner is None or key not in model.conditioner.may_read():
             raise CompositionError(
-                f"task {label_of(task)} fills '{key}', which no conditioner of the model reads (they read "
+                f"task {name} fills '{key}', which no conditioner of the model reads (they read "
                 f"{list(reads)}): it would be ignored; choose the task that belongs to the model"
             )

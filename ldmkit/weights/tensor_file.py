@@ -162,7 +162,12 @@ class _Damaged(Exception):
 
 
 def _header(file: FileIO, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
-    length = int.from_bytes(_exactly(file, 8), "little")
+    start = _exactly(file, 8)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        raise _Damaged("it is a file of torch.save, which ldmkit.import_checkpoint reads")
+    if start.lstrip()[:1] == b"<":
+        raise _Damaged("it is a web page: the download gave a page in place of the file")
+    length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, size - 8):
         raise _Damaged(f"its header claims {length} bytes of a file of {size}; at most {MAX_HEADER} are read")
     try:
