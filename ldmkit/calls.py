@@ -104,7 +104,8 @@ class Call:
         rows = [self.rows[i] for i in images]
         seeds = tuple(self.seeds[i] for i in images)
         batch = self._rows(self.batch, rows, seeds)
-        guidance = self.guidance.take(images) if isinstance(self.guidance, PerImage) else self.guidance
+        whole = len(images) == len(self.seeds)  # then the guidance itself counts what it holds
+        guidance = self.guidance.take(images) if isinstance(self.guidance, PerImage) and not whole else self.guidance
         with tqdm(total=len(self.trajectory), disable=not self.progress, leave=False) as bar:
             watch = _Watch(self, images, bar)
             try:
@@ -115,7 +116,7 @@ class Call:
                     levels=self.trajectory,
                     sampler=self.sampler,
                     guidance=guidance,
-                    negative=None if self.negative is None else self._rows(self.negative, rows, seeds),
+                    negative=self._against(guidance, batch, rows),
                     wrap=self._wrap(rows, watch),
                     at_stop=watch.at_stop,
                     start=self._start(batch, images, rows, seeds),
@@ -124,8 +125,13 @@ class Call:
                 z = watch.end_step(z, self.trajectory.landing)
             except StopSampling:
                 z = watch.estimated().clone()
-        watch.check_finite()
+        watch.check_finite(z)
         return Done(z, self._pixels(z, images) if self.decodes else None, tuple(watch.previews))
+
+    def _against(self, guidance: Guidance, batch: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any] | None:
+        if self.negative is None or not guidance.needs_uncond:  # a part whose scales are all 1
+            return None
+        return taken(self.negative, rows)
 
     def _rows(self, batch: Mapping[str, Any], rows: Sequence[int], seeds: tuple[int, ...]) -> Mapping[str, Any]:
         batch = taken(batch, rows)
@@ -155,7 +161,13 @@ class Call:
         z = self.model.encode(self.frame.start[rows].to(self.model.device), tiles=self.tiles)
         if self.inversion is not None:
             return self.model.sample(
-                batch, size=self.size, seed=seeds, levels=reverse(self.trajectory), sampler=self.inversion, start=z
+                batch,
+                size=self.size,
+                seed=seeds,
+                levels=reverse(self.trajectory),
+                sampler=self.inversion,
+                start=z,
+                tiles=self.tiles,
             )
         level = self.trajectory.start
         return level.alpha * z + level.sigma * Noise(seeds).on("start").constant(z)
@@ -231,7 +243,7 @@ class _Watch:
             raise RuntimeError("no step was done yet")
         return self.estimate.detach()
 
-    def check_finite(self) -> None:
+    def check_finite(self, z: Tensor) -> None:
         steps = [] if self.first_bad is None else self.first_bad.tolist()
         bad = {image: step for image, step in zip(self.images, steps, strict=False) if step >= 0}
         if bad:
@@ -239,6 +251,12 @@ class _Watch:
             raise NonFiniteError(
                 f"the network gave values that are not finite ({said}, of {len(self.call.trajectory)}): run it in "
                 "float32 or bfloat16, or lower the guidance"
+            )
+        changed = [image for image, finite in zip(self.images, _finite(z).tolist(), strict=True) if not finite]
+        if changed:
+            raise NonFiniteError(
+                f"the network's estimates are finite and the last state of images {changed} is not: look at what "
+                "callback_on_step_end returns"
             )
 
 

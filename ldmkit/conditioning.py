@@ -295,6 +295,12 @@ class Joint(nn.Module):
         """The unconditional half of guidance: the guided sources are null, the others stay."""
         return self.forward(batch, drop=self.guided)
 
+    def untold(self, batch: Batch) -> list[str]:
+        """The guided sources of which a batch says nothing: beside a negative prompt they stay null."""
+        keys = {*batch, *(f"{key}{LATENT}" for key in batch)}
+        sources = self.conditioners()
+        return [name for name in self.guided if not keys & {*sources[name].reads}]
+
     def dropped(self, batch: Batch, keep: Mapping[str, Tensor]) -> Conditioning:
         """Condition for training: per source and sample the condition, or its null where ``keep`` is False.
 

@@ -184,13 +184,13 @@ class LatentDiffusion(nn.Module):
                 )
         return self.stage.channels, size[0] // self.stage.factor, size[1] // self.stage.factor
 
-    def filled(self, batch: Batch) -> dict[str, Any]:
+    def filled(self, batch: Batch, tiles: Tiles | None = None) -> dict[str, Any]:
         """The batch on the model's device, with every ``*_latent`` key that a conditioner reads encoded here."""
         ready = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
         for key in self.conditioner.reads if self.conditioner is not None else ():
             source = key.removesuffix(LATENT)
             if key not in ready and key != source and source in ready:
-                ready[key] = self.encode(ready[source])
+                ready[key] = self.encode(ready[source], tiles=tiles)
         return ready
 
     def sample(
@@ -220,7 +220,8 @@ class LatentDiffusion(nn.Module):
             levels: where to stop, or the number of steps of the process's customary list.
             sampler: None: DDIM with eta 0.
             guidance: None: the conditional model as it is.
-            negative: the batch that guidance compares with, in place of the null; it holds what every source reads.
+            negative: what guidance compares with, in place of the null. Keys that it leaves out are the batch's, and a
+                guided source that reads none of its keys stays null.
             wrap: wraps the guided denoiser: clip, quantize, keep_known, or one of your own.
             at_stop: called as ``(x, now) -> x`` before each step.
             temperature: factor on the noise drawn in the steps.
@@ -242,10 +243,10 @@ class LatentDiffusion(nn.Module):
         shape = self.latent_shape(size)
         batch = batch or {}
         self._check_batch(batch)
-        self._check_negative(negative, guidance)
+        self._check_negative(batch, negative, guidance)
         with torch.no_grad() if guidance.needs_grad else torch.inference_mode():
             windows = self._windows(tiles, shape, guidance)
-            cond, uncond = self._condition(batch, negative, guidance.needs_uncond, windows, shape[1:])
+            cond, uncond = self._condition(batch, negative, guidance.needs_uncond, windows, shape[1:], tiles)
             count = _count(cond, seed, count, start)
             self._check_concat(cond, shape)
             noise = Noise(seeds_from(seed, count))
@@ -260,6 +261,8 @@ class LatentDiffusion(nn.Module):
 
     def _check_ready(self, guidance: Guidance) -> None:
         """Refuse what would make images depend on more than their seeds, and guidance that would do nothing."""
+        if self.device.type == "meta":
+            raise ValueError("the model is on the device 'meta' and has no values: load its weights first")
         if any(isinstance(m, nn.Dropout) and m.training and m.p for m in self.modules()):
             raise ValueError("the model is in training mode, where dropout draws at random: call model.eval() first")
         if guidance.needs_uncond and self.conditioner is not None and not self.conditioner.guided:
@@ -283,12 +286,12 @@ class LatentDiffusion(nn.Module):
             raise BatchError(f"training needs either 'image' or 'latent' in the batch, which has {sorted(batch)}")
         self._check_batch(batch, also=("image", "latent"))
 
-    def _check_negative(self, negative: Batch | None, guidance: Guidance) -> None:
+    def _check_negative(self, batch: Batch, negative: Batch | None, guidance: Guidance) -> None:
         if negative is None:
             return
         if not guidance.needs_uncond:
             raise ValueError(f"guidance {guidance} compares with nothing, so that the negative batch would be ignored")
-        self._check_batch(negative)
+        self._check_batch({**batch, **negative})
 
     def _windows(
         self, tiles: Tiles | None, shape: tuple[int, int, int], guidance: Guidance
@@ -311,19 +314,21 @@ class LatentDiffusion(nn.Module):
         with_null: bool,
         windows: Sequence[Window] | None,
         shape: tuple[int, int],
+        tiles: Tiles | None,
     ) -> tuple[Conditioning, Conditioning | None]:
         joint = self.conditioner
         if joint is None:
             return Conditioning(), None
-        against = None if negative is None else self.filled(negative)
+        ready = self.filled(batch, tiles)
+        against = None if negative is None else {**ready, **self.filled(negative, tiles)}
+        null = joint.untold(negative or {})
 
         def condition(ready: Batch, against: Batch | None) -> tuple[Conditioning, Conditioning | None]:
             cond: Conditioning = joint(ready)
             if not with_null:
                 return cond, None
-            return cond, joint.null(ready) if against is None else joint(against)
+            return cond, joint.null(ready) if against is None else joint(against, drop=null)
 
-        ready = self.filled(batch)
         if windows is None or not is_placed(joint):
             return condition(ready, against)
         return by_window(condition, joint, ready, against, windows, shape)

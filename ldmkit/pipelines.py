@@ -12,21 +12,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldmkit.calls import Call, Callback, Preview, in_parts
 from ldmkit.component import did_you_mean
-from ldmkit.composition import label_of
+from ldmkit.composition import check_call, label_of
 from ldmkit.errors import CompositionError, OptionError
 from ldmkit.guidance import CFG, Guidance, NoGuidance
 from ldmkit.images import to_pil
 from ldmkit.model import LatentDiffusion
-from ldmkit.noise import seeds_from
+from ldmkit.noise import Noise, seeds_from
 from ldmkit.process import Levels
 from ldmkit.registry import build
+from ldmkit.samplers import reverse
 from ldmkit.samplers.contract import Sampler
 from ldmkit.tasks.contract import Fitting, Frame, Framing, Inputs, Noising, Task
 from ldmkit.tiling import Tiles
@@ -132,8 +136,12 @@ class Pipeline:
         frame = self.task.frame(inputs, self.model) if isinstance(self.task, Framing) else Frame(inputs)
         batch = self.task.prepare(frame.inputs)
         negative = None if frame.negative is None else self.task.prepare(frame.negative)
+        negative = {key: negative[key] for key in frame.against or negative} if negative is not None else None
         items = items_of(batch, frame)
         seeds = _seeds(seed, generator, items, num_images_per_prompt)
+        steps = _whole(num_inference_steps, "num_inference_steps")
+        if levels is not None and not isinstance(levels, Levels):
+            raise TypeError(f"levels= takes Levels, got {levels!r:.60}: a number of steps is num_inference_steps=")
         call = Call(
             model=self.model,
             task=self.task,
@@ -143,11 +151,11 @@ class Pipeline:
             size=_size(frame, height, width),
             rows=tuple(i * items // len(seeds) for i in range(len(seeds))),
             seeds=seeds,
-            trajectory=_trajectory(levels or self.model.process.levels(num_inference_steps), frame.strength),
+            trajectory=_trajectory(levels or self.model.process.levels(steps), frame.strength),
             sampler=_sampler(sampler, eta),
             inversion=None if inversion is None else _sampler(inversion, None),
             guidance=_guidance(guidance, guidance_scale, items, len(seeds)),
-            latents=latents,
+            latents=None if latents is None else torch.as_tensor(latents),
             callback=callback_on_step_end,
             preview_every=previews,
             progress=progress,
@@ -216,14 +224,17 @@ def items_of(batch: Inputs, frame: Frame) -> int:
 
 def _size(frame: Frame, height: int | None, width: int | None) -> tuple[int, int]:
     """(H, W), from the inputs or from the caller, who may repeat but not contradict them."""
+    height = None if height is None else _whole(height, "height")
+    width = None if width is None else _whole(width, "width")
     if frame.size is None:
         if height is None or width is None:
             raise ValueError("height= and width= are needed, in pixels: the inputs do not say how large the image is")
         return height, width
-    if (height or frame.size[0], width or frame.size[1]) != frame.size:
+    shown = frame.shown or frame.size
+    if (shown[0] if height is None else height, shown[1] if width is None else width) != shown:
         raise ValueError(
-            f"height={height} and width={width} contradict the inputs, which make images of {frame.size[0]} x "
-            f"{frame.size[1]}: leave them out, or resize the input"
+            f"height={height} and width={width} contradict the inputs, which make images of {shown[0]} x "
+            f"{shown[1]}: leave them out, or resize the input"
         )
     return frame.size
 
@@ -235,7 +246,8 @@ def _seeds(
     each: int,
 ) -> tuple[int, ...]:
     """One seed per image; several seeds for a single input ask for as many images of it."""
-    if each < 1:
+    seed = seed.tolist() if isinstance(seed, Tensor | np.ndarray) and seed.ndim else seed
+    if _whole(each, "num_images_per_prompt") < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {each}")
     if seed is not None and generator is not None:
         raise OptionError("seed= beside generator=: give one of the two")
@@ -247,6 +259,18 @@ def _seeds(
     if len(generators) != count:
         raise ValueError(f"{count} images need one generator or {count}, got {len(generators)}")
     return tuple(int(torch.randint(2**63 - 1, (), generator=one, device=one.device)) for one in generators)
+
+
+def _whole(number: object, name: str) -> int:
+    """An integer.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        return index(number)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {number!r:.60}") from error
 
 
 def _trajectory(levels: Levels, strength: float) -> Levels:
@@ -264,14 +288,18 @@ def _sampler(sampler: str | Sampler, eta: float | None) -> Sampler:
     return sampler
 
 
-def _guidance(guidance: Guidance | None, scale: float | Sequence[float], items: int, count: int) -> Guidance:
+def _guidance(guidance: Guidance | None, scale: Any, items: int, count: int) -> Guidance:  # noqa: ANN401
     """The guidance; a list of scales holds one per input or one per image."""
     if guidance is not None:
-        if scale != 1.0:
+        if not (isinstance(scale, Real) and float(scale) == 1):
             raise OptionError(f"guidance_scale={scale} beside a guidance object: give one of the two")
         return guidance
-    if isinstance(scale, int | float):
-        return CFG(float(scale)) if scale != 1 else NoGuidance()
+    if callable(scale):
+        raise OptionError("guidance_scale= is a number or one per input; of the level it is guidance=CFG(function)")
+    if isinstance(scale, Real) or (isinstance(scale, Tensor | np.ndarray) and scale.ndim == 0):
+        return CFG(float(scale)) if float(scale) != 1 else NoGuidance()
+    if not isinstance(scale, Sequence | Tensor | np.ndarray):
+        raise TypeError(f"guidance_scale must be a number or a list of them, got {scale!r:.60}")
     if len(scale) not in (items, count):
         raise ValueError(f"guidance_scale has {len(scale)} entries for {items} inputs and {count} images")
     return CFG(tuple(float(one) for one in scale for _ in range(count // len(scale))))
@@ -279,7 +307,7 @@ def _guidance(guidance: Guidance | None, scale: float | Sequence[float], items: 
 
 def _check(call: Call, max_batch: int | None) -> None:
     """What can be refused before any network runs and is nobody else's to check."""
-    if max_batch is not None and max_batch < 1:
+    if max_batch is not None and _whole(max_batch, "max_batch") < 1:
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
     if call.preview_every is not None and call.preview_every < 1:
         raise ValueError(f"previews= says after how many steps, at least 1, got {call.preview_every}")
@@ -289,6 +317,15 @@ def _check(call: Call, max_batch: int | None) -> None:
         raise OptionError("inversion= finds the noise of an image to start from, and this task starts from none")
     if call.latents is not None and call.frame.start is not None:
         raise OptionError("latents= beside an image to start from: give one of the two")
+    Noise(call.seeds)
+    check_call(call.sampler, call.guidance, call.trajectory, 1.0)
+    if call.inversion is not None:
+        check_call(call.inversion, NoGuidance(), reverse(call.trajectory), 1.0)
+    shape = call.model.latent_shape(call.size)
+    if call.latents is not None and call.latents.shape[0] == len(call.seeds) and call.latents.shape[1:] != shape:
+        raise ValueError(
+            f"latents= has shape {tuple(call.latents.shape)}; these images need {(len(call.seeds), *shape)}"
+        )
     if call.latents is not None and call.latents.shape[0] != len(call.seeds):
         raise ValueError(f"latents= holds {call.latents.shape[0]} states for {len(call.seeds)} images")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldmkit.conditioning import Batch, Conditioning, Joint, padded_alike
 from ldmkit.denoiser import Denoise
-from ldmkit.guidance import Bind
+from ldmkit.guidance import Bind, Predicting
 from ldmkit.process import Level
 from ldmkit.tiling import Window, blended, weights
 
@@ -90,21 +90,30 @@ def by_tiles(bind: Bind, windows: Sequence[Window], shape: tuple[int, int], spli
             denoisers = [bind(cond)] * len(windows)  # one set of keys and values serves all
         else:
             denoisers = [bind(_cut(cond, k, len(windows), window, split)) for k, window in enumerate(windows)]
-        shares: dict[torch.device, list[Tensor]] = {}
-
-        def denoise(x: Tensor, level: Level[float]) -> Tensor:
-            if x.device not in shares:
-                shares[x.device] = weights(windows, shape, x.device)
-            return blended(
-                windows,
-                shares[x.device],
-                lambda k, window: denoisers[k](window.of(x).contiguous(), level),
-                torch.zeros_like(x),
-            )
-
-        return denoise
+        return _Tiled(denoisers, windows, shape)
 
     return tiled
+
+
+class _Tiled:
+    """Denoises window by window and blends; it tells the prediction of what it binds."""
+
+    def __init__(self, denoisers: Sequence[Denoise], windows: Sequence[Window], shape: tuple[int, int]) -> None:
+        self._denoisers, self._windows, self._shape = denoisers, windows, shape
+        self._shares: dict[torch.device, list[Tensor]] = {}
+        first: object = denoisers[0]
+        if isinstance(first, Predicting):
+            self.prediction = first.prediction
+
+    def __call__(self, x: Tensor, level: Level[float]) -> Tensor:
+        if x.device not in self._shares:
+            self._shares[x.device] = weights(self._windows, self._shape, x.device)
+        return blended(
+            self._windows,
+            self._shares[x.device],
+            lambda k, window: self._denoisers[k](window.of(x).contiguous(), level),
+            torch.zeros_like(x),
+        )
 
 
 def _cut(cond: Conditioning, k: int, count: int, window: Window, split: bool) -> Conditioning:

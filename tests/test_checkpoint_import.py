@@ -380,3 +380,24 @@ def test_a_shell_verifies(tmp_path):
     path.write_bytes(written)
     with pytest.raises(CheckpointError):
         run("verify", path)
+
+
+def test_a_number_that_a_dtype_cannot_hold_is_refused(file):
+    state = state_of(PLAIN, average=False)
+    state["model.diffusion_model.out.2.bias"][0] = 1e6
+    assert import_checkpoint(file(state), recipe=PLAIN, dtype=torch.bfloat16).backbone.out[2].bias.isfinite().all()
+    with pytest.raises(CheckpointError, match=r"out\.2\.bias"):
+        import_checkpoint(file(state), recipe=PLAIN, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"allow_missing": "cond_stage_model."}, "allow_missing"),
+        ({"allow_unexpected": "x"}, "allow_unexpected"),
+        ({"recipe": {"first_stage": "kl"}}, "a name or a Recipe, got dict"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(file, given, message):
+    with pytest.raises(TypeError, match=message):
+        import_checkpoint(file(state_of(PLAIN)), **{"recipe": PLAIN, **given})

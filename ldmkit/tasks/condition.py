@@ -5,8 +5,9 @@ A task on images holds another task as its ``condition``; a model that reads mor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
@@ -58,15 +59,23 @@ class Together:
     def frame(self, inputs: Inputs, model: LatentDiffusion) -> Frame:
         """The frames of all; the sizes that they ask for must agree."""
         size: tuple[int, int] | None = None
-        negative: Inputs | None = None
+        changed: dict[str, Any] = {}
+        against: list[str] = []
+        cuts: list[Callable[[Tensor], Tensor]] = []
         for task in self.tasks:
             told = framed(task, inputs, model)
             size = agreed(size, told.size)
-            if told.negative is not None:
-                changed = {key: value for key, value in told.negative.items() if value is not inputs.get(key)}
-                negative = {**(negative or inputs), **changed}
+            changed |= {key: value for key, value in (told.negative or {}).items() if value is not inputs.get(key)}
+            against += told.against
+            cuts += [told.finish] if told.finish else []
             inputs = told.inputs
-        return Frame(inputs, size=size, negative=negative)
+        return Frame(
+            inputs,
+            size=size,
+            negative={**inputs, **changed} if changed else None,
+            against=tuple(against),
+            finish=(lambda images: reduce(lambda made, cut: cut(made), cuts, images)) if cuts else None,
+        )
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         """The batches of all, one entry of a kind repeated."""
@@ -104,6 +113,7 @@ def reframed(frame: Frame, own: Mapping[str, Any], size: tuple[int, int]) -> Fra
         {**frame.inputs, **own},
         size=agreed(frame.size, size),
         negative=None if frame.negative is None else {**frame.negative, **own},
+        against=frame.against,
     )
 
 

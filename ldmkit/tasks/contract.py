@@ -46,6 +46,9 @@ class Frame:
         inputs: what :meth:`Task.prepare` is given; images may have become tensors, read, padded and in [0, 1].
         size: (H, W) of the images the model makes, in pixels; None: the caller's ``height`` and ``width``.
         negative: inputs of the batch that guidance compares with, in place of the null.
+        against: the batch keys that ``negative`` says otherwise; guided sources that read none of them stay null.
+            Empty: all keys.
+        shown: (H, W) of the images after ``finish``, where that cuts them; None: ``size``.
         start: (B, C, H, W) in [-1, 1], the images that the trajectory starts from.
         strength: how much of the trajectory is run from ``start``, in (0, 1]; 1: all of it.
         known: (B, C, H, W) in [-1, 1], images whose part outside ``mask`` is to be kept by a model that reads no mask.
@@ -56,6 +59,8 @@ class Frame:
     inputs: Inputs
     size: tuple[int, int] | None = None
     negative: Inputs | None = None
+    against: tuple[str, ...] = ()
+    shown: tuple[int, int] | None = None
     start: Tensor | None = None
     strength: float = 1.0
     known: Tensor | None = None

@@ -87,7 +87,7 @@ class EmbeddingToImage:
         if inputs.get("embedding") is None:
             raise ValueError("task 'embedding-to-image' needs embedding=: an array or a tensor")
         given = numbers(inputs["embedding"], "embedding", (1, 2, 3) if self.tokens else (1, 2))
-        given = given[:, None] if self.tokens and given.ndim == 2 else given
+        given = given[None] if self.tokens and given.ndim == 2 else given
         own = {self.key or "embedding": given}
         return aligned({**own, **(self.condition.prepare(inputs) if self.condition else {})})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
@@ -23,8 +24,9 @@ STRENGTH = 0.8
 class ImageToImage:
     """``image`` and ``strength`` in (0, 1]: the last share of the trajectory is run from the noised image.
 
-    Any model can: the condition beside the image is the model's own. A size that it cannot do is padded by repeating
-    the border, and the result is cut back. In training the batch is the condition's.
+    A model of prompts, classes, layouts, label maps or of nothing can, others with a ``condition`` of theirs: what is
+    read beside the image is the model's own. A size that it cannot do is padded by repeating the border, and the result
+    is cut back. In training the batch is the condition's.
 
     Args:
         channels: of the model's images.
@@ -65,6 +67,7 @@ class ImageToImage:
             frame,
             start=rows(ready, count) * 2 - 1,
             strength=_strength(inputs.get("strength")),
+            shown=(image.shape[2], image.shape[3]),
             finish=partial(cropped, size=(image.shape[2], image.shape[3])),
         )
 
@@ -87,8 +90,9 @@ class ImageToImage:
 
 def _strength(given: object) -> float:
     strength = STRENGTH if given is None else given
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
+    if isinstance(strength, bool) or not isinstance(strength, Real):
         raise TypeError(f"strength must be a number in (0, 1], got {strength!r:.60}")
+    strength = float(strength)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}: 0 would be the image itself, 1 ignores it")
-    return float(strength)
+    return strength

@@ -75,6 +75,7 @@ class Inpainting:
         count = max(map(len, self.prepare(frame.inputs).values()), default=len(ready))
         if self.hole is None:
             frame = replace(frame, known=rows(ready, count) * 2 - 1, mask=rows(hidden, count))
+        frame = replace(frame, shown=(image.shape[2], image.shape[3]))
         cut = partial(cropped, size=(image.shape[2], image.shape[3]))
         if not _pastes(inputs):
             return replace(frame, finish=cut)
@@ -101,6 +102,11 @@ class Inpainting:
                 raise ValueError(f"task 'inpainting' needs {name}=: {says}")
         image = read_images(inputs["image"], "image", self.channels, self.background)
         mask = read_masks(inputs["mask_image"], "mask_image")
+        if len(image) == 1 and len(mask) in (3, 4) and not isinstance(inputs["mask_image"], list | tuple):
+            raise ValueError(
+                f"mask_image has {len(mask)} planes for one image: a colour picture, or {len(mask)} masks? Give one "
+                "plane, mask[:1], or a list of masks"
+            )
         if image.shape[2:] != mask.shape[2:]:
             raise ValueError(
                 f"mask_image is {mask.shape[2]} x {mask.shape[3]} (height x width) and image {image.shape[2]} x "

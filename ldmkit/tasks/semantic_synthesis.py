@@ -43,7 +43,9 @@ class SemanticSynthesis:
         ready = padded(segmentation, model.multiple)
         H, W = segmentation.shape[-2:]
         finish = partial(cropped, size=(H, W))
-        return Frame({**inputs, "segmentation": ready}, size=(ready.shape[-2], ready.shape[-1]), finish=finish)
+        return Frame(
+            {**inputs, "segmentation": ready}, size=(ready.shape[-2], ready.shape[-1]), shown=(H, W), finish=finish
+        )
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         """``segmentation`` as int64 (B, H, W), or float32 (B, K, H, W) in [0, 1].

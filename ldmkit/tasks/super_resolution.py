@@ -78,6 +78,8 @@ class SuperResolution:
 
     def frame(self, inputs: Inputs, model: LatentDiffusion) -> Frame:
         """The small image, padded; the size of the large one; cutting back."""
+        if inputs.get("image") is not None and inputs.get("low_res") is not None:
+            raise ValueError("image= and low_res= are two names of the small image: give one of the two")
         image = self._read(inputs)
         factor = model.stage.factor
         ready = padded(image, model.multiple // factor)
@@ -86,7 +88,8 @@ class SuperResolution:
             given = inputs.get("noise_level")
             own["noise_level"] = min(NOISE_LEVEL, self.noise_levels - 1) if given is None else given
         frame = reframed(framed(self.condition, inputs, model), own, (ready.shape[2] * factor, ready.shape[3] * factor))
-        return replace(frame, finish=partial(cropped, size=(image.shape[2] * factor, image.shape[3] * factor)))
+        large = (image.shape[2] * factor, image.shape[3] * factor)
+        return replace(frame, shown=large, finish=partial(cropped, size=large))
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         """``low_res`` (B, C, h, w) in [-1, 1], ``noise_level`` (B,) int64 with -1 for one to draw, and the condition's.

@@ -30,7 +30,7 @@ class TextToImage:
         if len(negative) not in (1, count):
             raise ValueError(f"negative_prompt has {len(negative)} entries for {count} prompts: give one, or one each")
         repeated = negative * count if len(negative) == 1 else negative
-        return Frame(inputs, negative={**inputs, "prompt": repeated})
+        return Frame(inputs, negative={**inputs, "prompt": repeated}, against=self.fills)
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         """``prompt`` as a list of B strings.

@@ -50,6 +50,12 @@ def fill(
             continue
         wanted = kept[_part(ours)] if dtype is None or ours.startswith("first_stage.") else dtype
         places[ours].data = value.to(wanted) if value.is_floating_point() else value
+        if (
+            not allow_not_finite
+            and wanted != value.dtype
+            and not is_finite(places[ours], infinity=ours not in parameters)
+        ):
+            bad.append(f"{theirs} (in {wanted})")
     if bad:
         more = f", and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise CheckpointError(f"{contents.path} holds weights that are not finite: {', '.join(bad[:SHOWN])}{more}")

@@ -120,6 +120,7 @@ def imported(
 ) -> Imported:
     """As :func:`import_checkpoint`, with the report of what was used, renamed, ignored, missing and unexpected."""
     _check_choice(recipe, config, ema)
+    _check_prefixes(allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     with opened(path) as contents:
         composition, said = _composition(contents, recipe, config)
         averaged = _averaged(contents, composition, ema)
@@ -174,7 +175,15 @@ def import_first_stage(
     return cast(FirstStage, stage.to(device).eval())
 
 
+def _check_prefixes(**given: Sequence[str]) -> None:
+    for name, prefixes in given.items():
+        if isinstance(prefixes, str):
+            raise TypeError(f"{name} is a list of prefixes, not their letters: give [{prefixes!r}]")
+
+
 def _check_choice(recipe: object, config: object, ema: str) -> None:
+    if recipe is not None and not isinstance(recipe, str | Recipe):
+        raise TypeError(f"recipe= is a name or a Recipe, got {type(recipe).__name__}")
     if recipe is not None and config is not None:
         raise ValueError("the composition is said twice: give a recipe or a config")
     if ema not in ("auto", "averaged", "raw"):
