@@ -101,12 +101,10 @@ def test_what_a_callback_spoils_in_the_last_step_is_named(plain):
     def spoil(step):
         return step.latents * float("nan") if step.index == step.count - 1 else None
 
-    call = {"image": torch.rand(1, 8, 8), "strength": 1.0, **CALL}
+    call = {"image": torch.rand(1, 8, 8), "strength": 1.0, "callback_on_step_end": spoil, **CALL}
     for output in ("latent", "pt"):
         with pytest.raises(NonFiniteError, match=r"last state of images \[0\]"):
-            plain(
-                image=torch.rand(1, 8, 8), strength=1.0, callback_on_step_end=spoil, **{**CALL, "output_type": output}
-            )
+            plain(**{**call, "output_type": output})
 
 
 def test_sequences_of_tokens_are_one_image():
