@@ -226,4 +226,4 @@ def test_loading_takes_the_files_size_in_memory_and_little_more(tmp_path, dtype)
     child(MEMORY, tmp_path / "m.safetensors", dtype)
     above, size = map(int, child(MEMORY, tmp_path / "m.safetensors", dtype))
     assert size > 30e6
-    assert above < 1.2 * size + 4e6  # what the library keeps for itself, whatever the size
+    assert above < 1.2 * size + 16e6  # what the library keeps for itself, whatever the size; a second copy is more

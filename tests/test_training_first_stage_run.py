@@ -123,7 +123,8 @@ def test_two_processes_train_what_one_trains(finished, spread, name):
     start = compression(kind).stage.state_dict()
     learned = torch.cat([(one[key] - start[key]).flatten() for key in one])
     apart = torch.cat([(one[key] - two[key]).flatten() for key in one])
-    assert float(apart.norm()) <= 1e-5 * float(learned.norm())  # most of it is the rounding of weights
+    # Most of it is the rounding of weights; a code that is nearest by less than that may be another one.
+    assert float(apart.norm()) <= {"kl": 1e-5, "vq": 1e-2}[kind] * float(learned.norm())
 
 
 def test_the_scale_comes_back(tmp_path):
