@@ -71,6 +71,11 @@ def test_the_spine_never_imports_a_leaf():
             assert not own(path) & set(LEAVES)
 
 
+def test_nothing_but_programs_knows_evaluation():
+    knowing = {noun(path) for path in FILES if "evaluation" in own(path)}
+    assert knowing <= {"evaluation", "demo", "__main__"}
+
+
 def test_files_fit_a_sitting():
     long = {str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text().splitlines())) > 600}
     assert not long
