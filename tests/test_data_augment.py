@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldmkit.conditioners.layout_tokens import Box, Point
-from ldmkit.data.augment import CenterCrop, Chain, Flip, RandomCrop, Resize
+from ldmkit.conditioners.layout_tokens import FULL, Box, LayoutTokenizer, Point, Vocabulary, as_object
+from ldmkit.data.augment import CenterCrop, Chain, Flip, RandomCrop, RandomSquare, Resize, ShuffleObjects, TellCrop
 
 H, W = 12, 20
 
@@ -121,6 +121,9 @@ def test_flipping_twice_changes_nothing():
         (Flip(), record(low_res=torch.zeros(3, 3, 5)), r"cannot move \['low_res'\]"),
         (Resize(8), record(mask_image=torch.zeros(1, 3, 5)), "one size"),
         (Flip(), {"prompt": ""}, "got none"),
+        (Flip(), record(boxes=[(7, 4, 3, 12, 9)]), r"boxes\[0\] of a record needs coordinates in \[0, 1\]"),
+        (CenterCrop(8), record(points=[(7, 8, 6)]), r"points\[0\] of a record"),
+        (RandomSquare(8), record(crop=(0, 0, 20, 12)), "crop of a record"),
     ],
 )
 def test_what_cannot_follow_is_refused(step, given, message):
@@ -134,8 +137,82 @@ def test_pictures_that_were_not_read_are_refused():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Flip(1.5), lambda: Resize(0), lambda: RandomCrop(0), lambda: CenterCrop(8, visible=1)]
+    "make",
+    [
+        lambda: Flip(1.5),
+        lambda: Resize(0),
+        lambda: RandomCrop(0),
+        lambda: CenterCrop(8, visible=1),
+        lambda: RandomSquare(8, least=2),
+    ],
 )
 def test_numbers_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="needs"):
         make()
+
+
+TOLD = {
+    "flip": Chain((TellCrop(), Flip(1.0))),
+    "random": Chain((TellCrop(), RandomCrop((8, 10)))),
+    "chain": Chain((TellCrop(), RandomCrop((10, 16)), Flip(), CenterCrop((8, 10)), Flip())),
+    "again": Chain((TellCrop(), CenterCrop((10, 18)), TellCrop(), Flip(1.0))),
+}
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", TOLD)
+def test_boxes_seen_through_the_told_crop_lie_on_the_picture(name, seed):
+    shown = TOLD[name](record(), seed)
+    boxes = [as_object(Box, item) for item in shown["boxes"]]
+    seen = [box.within(shown["crop"]) for box in boxes]
+    assert torch.equal(shown["target"][0], drawn({**shown, "boxes": [box for box in seen if box is not None]}))
+
+
+def test_without_a_told_crop_nothing_tells_it():
+    assert "crop" not in Chain((RandomCrop(8), RandomSquare(4), Flip(1.0)))(record(), 0)
+
+
+def test_a_told_crop_leaves_the_objects_those_of_the_whole_picture():
+    for seed in range(20):
+        shown = Chain((TellCrop(), RandomSquare(5), CenterCrop(3)))(record(), seed)
+        assert shown["boxes"] == record()["boxes"]
+        assert shown["points"] == record()["points"]
+    assert Resize(24)(TellCrop()(record(), 0), 0)["crop"] == FULL
+
+
+def test_the_worked_example_of_the_original_comes_out_of_a_crop_and_a_flip():
+    tokenizer = LayoutTokenizer(Box, Vocabulary(340, flags=("group", "occluded", "depiction", "inside")))
+    given = {"target": torch.zeros(3, 10, 20), "boxes": [(5, 0.1, 0.2, 0.4, 0.6, ("group", "inside"))]}
+    crops = (Chain((TellCrop(), RandomCrop(10)))(given, seed) for seed in range(200))
+    left = next(shown for shown in crops if shown["crop"][0] == 0)
+    tokens = tokenizer.encode([Box(*item) for item in left["boxes"]], left["crop"])
+    assert tokens == [3065, 1629, 4806, *[8191] * 87, 0, 8054]
+    both = Flip(1.0)(left, 0)
+    mirrored = tokenizer.encode(both["boxes"], both["crop"])
+    assert mirrored == tokenizer.encode([Box(*item) for item in left["boxes"]], left["crop"], flip=True)
+    assert both["crop"] == (0.5, 0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("shape", "least"), [((40, 60), 0.0), ((60, 40), 0.9), ((40, 60), 1.0), ((12, 9), 0.0)])
+def test_a_square_is_a_part_of_the_picture_in_one_size(shape, least):
+    step, shorter = Chain((TellCrop(), RandomSquare(16, least))), min(shape)
+    sides, corners = set(), set()
+    for seed in range(200):
+        shown = step({"target": torch.zeros(3, *shape)}, seed)
+        x0, y0, x1, y1 = shown["crop"]
+        assert shown["target"].shape == (3, 16, 16)
+        assert 0 <= x0 < x1 <= 1 + 1e-9
+        assert (x1 - x0) * shape[1] == pytest.approx((y1 - y0) * shape[0])
+        sides.add(round((x1 - x0) * shape[1]))
+        corners.add((round(x0 * shape[1]), round(y0 * shape[0])))
+    first = min(max(16, int(least * shorter)), shorter)
+    assert sides == set(range(first, shorter + 1))
+    assert len({x for x, _ in corners}) > 1 or first == shorter >= shape[1]
+
+
+def test_every_order_of_the_objects_occurs_and_none_is_lost():
+    boxes = [(i, 0.1, 0.1, 0.5, 0.5) for i in range(3)]
+    orders = {tuple(box[0] for box in ShuffleObjects()({"boxes": boxes}, seed)["boxes"]) for seed in range(60)}
+    assert len(orders) == 6
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    assert [box[0] for box in boxes] == [0, 1, 2]

@@ -24,6 +24,7 @@ from ldmkit.conditioners.layout_tokens import (
     Region,
     Vocabulary,
     as_object,
+    part_of,
 )
 from ldmkit.conditioners.text import TokenTransformer
 from ldmkit.conditioning import Batch, Conditioning
@@ -111,7 +112,7 @@ class Layout(nn.Module):
             region: (x0, y0, x1, y1) in [0, 1] of what ``batch`` asks for.
         """
         crops = _regions(batch.get("crop"), len(batch[self.objects]))
-        return {"crop": [_within(crop, region) for crop in crops]}
+        return {"crop": [part_of(crop, region) for crop in crops]}
 
     def _encoded(self, layouts: Sequence[Sequence[LayoutObject | Sequence[Any]]], crops: Crops) -> Conditioning:
         sequences = []
@@ -132,10 +133,3 @@ def _regions(crops: Crops, count: int) -> list[Region]:
     if len(listed) != count:
         raise ValueError(f"conditioner 'layout' reads one crop per image, got {len(listed)} crops for {count} layouts")
     return [FULL if crop is None else tuple(crop) for crop in listed]
-
-
-def _within(crop: Region, region: Region) -> Region:
-    """A part of a crop, in [0, 1] of the picture."""
-    x0, y0, x1, y1 = crop
-    width, height = x1 - x0, y1 - y0
-    return x0 + region[0] * width, y0 + region[1] * height, x0 + region[2] * width, y0 + region[3] * height

@@ -286,8 +286,7 @@ class LayoutTokenizer(Generic[T]):
         check_region(crop, "the crop")
         shown = self._shown(objects, crop)
         if flip:
-            shown = [item.flipped() for item in shown]
-            crop = (1 - crop[2], crop[1], 1 - crop[0], crop[3])
+            shown, crop = [item.flipped() for item in shown], mirrored(crop)
         if len(shown) > self.max_objects:
             raise ValueError(
                 f"a layout has at most {self.max_objects} objects, got {len(shown)}: leave out the smallest"
@@ -326,6 +325,18 @@ class LayoutTokenizer(Generic[T]):
             return [item for item in checked if item.shown(crop)]
         cut = (item.within(crop) for item in checked)
         return [item for item in cut if item is not None]
+
+
+def part_of(crop: Region, region: Region) -> Region:
+    """A region in [0, 1] of a crop, in [0, 1] of the picture."""
+    x0, y0, x1, y1 = crop
+    width, height = x1 - x0, y1 - y0
+    return x0 + region[0] * width, y0 + region[1] * height, x0 + region[2] * width, y0 + region[3] * height
+
+
+def mirrored(region: Region) -> Region:
+    """The same region in the mirrored picture."""
+    return 1 - region[2], region[1], 1 - region[0], region[3]
 
 
 def check_region(region: Region, what: str) -> None:
