@@ -4,15 +4,17 @@ A degradation is ``(image (C, H, W) in [0, 1], seed) -> (C, H / f, W / f)``, a m
 ``((H, W), seed) -> (1, H, W)`` of 0 and 1. Everything is a function of its arguments: a seed, an index, a file.
 """
 
-from ldmkit.data.augment import CenterCrop, Chain, Flip, RandomCrop, Resize
+from ldmkit.data.augment import CenterCrop, Chain, Flip, RandomCrop, RandomSquare, Resize, ShuffleObjects, TellCrop
 from ldmkit.data.boxes import BoxFilter, coco_boxes, openimages_boxes
 from ldmkit.data.captions import caption_table, sidecar_captions
 from ldmkit.data.degradations import BSR, Bicubic, Box, Degradation, bsr_light
 from ldmkit.data.folders import class_folders, image_folder, label_map_folders
 from ldmkit.data.masks import Boxes, Frames, MaskMaker, Mixed, Strokes
-from ldmkit.data.rows import Records
+from ldmkit.data.rows import Reading, Records
 from ldmkit.data.shape_scenes import ShapeScenes
 from ldmkit.data.shards import Shards
+from ldmkit.data.streams import SplitStream, Stream
+from ldmkit.data.web import web_shards
 
 __all__ = [
     "BSR",
@@ -28,11 +30,17 @@ __all__ = [
     "MaskMaker",
     "Mixed",
     "RandomCrop",
+    "RandomSquare",
+    "Reading",
     "Records",
     "Resize",
     "ShapeScenes",
     "Shards",
+    "ShuffleObjects",
+    "SplitStream",
+    "Stream",
     "Strokes",
+    "TellCrop",
     "bsr_light",
     "caption_table",
     "class_folders",
@@ -41,4 +49,5 @@ __all__ = [
     "label_map_folders",
     "openimages_boxes",
     "sidecar_captions",
+    "web_shards",
 ]

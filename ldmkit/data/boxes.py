@@ -190,7 +190,7 @@ def _check_there(path: Path, root: Path, names: Sequence[str]) -> None:
     if missing:
         raise ValueError(
             f"{len(missing)} of the {len(names)} pictures that '{path}' names are not in '{root}': "
-            f"'{missing[0]}' for one"
+            f"'{missing[0]}' for one; get them, or take them out of the file"
         )
 
 
@@ -229,6 +229,9 @@ def _on_picture(corners: tuple[float, float, float, float], what: str) -> tuple[
     x0, y0, x1, y1 = corners
     if not (all(-SLACK <= value <= 1 + SLACK for value in corners) and x0 <= x1 and y0 <= y1):
         told = ", ".join(f"{value:.4g}" for value in corners)
-        raise ValueError(f"{what} is no box on its picture: (x0, y0, x1, y1) = ({told}), of a picture from 0 to 1")
+        raise ValueError(
+            f"{what} is no box on its picture: (x0, y0, x1, y1) = ({told}), of a picture from 0 to 1; "
+            "correct it or take it out"
+        )
     x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in corners)
     return x0, y0, x1, y1

@@ -38,7 +38,7 @@ def sidecar_captions(folder: Where, channels: int = 3) -> Records:
         )
     alone = sorted(texts - set(wanted.values()))
     if alone:
-        raise ValueError(f"{len(alone)} captions in '{folder}' have no picture: '{alone[0]}', for one")
+        raise ValueError(f"{len(alone)} captions in '{folder}' have no picture: '{alone[0]}', for one; move them away")
     rows = [{"target": path, "prompt": _said(_text(text), f"'{text}'")} for path, text in wanted.items()]
     return Records(rows, channels=channels)
 
@@ -69,7 +69,9 @@ def caption_table(
             raise ValueError(f"{what} has no text in column {missing}; it has {[name for name in entry if name]}")
         picture = root / entry[file]
         if not picture.is_file():
-            raise ValueError(f"{what} names '{entry[file]}', and there is no file '{picture}'")
+            raise ValueError(
+                f"{what} names '{entry[file]}', and there is no file '{picture}': put it there, or take the line out"
+            )
         rows.append({"target": picture, "prompt": _said(entry[text], what)})
     if not rows:
         raise ValueError(f"'{path}' has no lines")

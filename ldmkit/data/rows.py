@@ -33,16 +33,87 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Records:
-    """A data set of rows whose pictures are read when they are asked for.
+class Reading:
+    """Makes a record of a row.
 
     ``target``, ``image`` and ``low_res`` are read as images, ``mask_image`` as a mask, ``segmentation`` as a label map;
     each may be a path or anything else that :mod:`ldmkit.images` reads. Everything else is kept as it is.
 
     Args:
-        rows: a list of dictionaries, or anything with a length and an index that gives them.
         columns: the row's word for each of the record's, ``{"target": "image", "prompt": "text"}``; whatever it does
-            not name is left out. None: the rows speak the words of the tasks.
+            not name is left out. ``"jpg;png"`` is the first of the two that a row has, and ``"json:caption"`` the
+            caption in the dictionary that is its json. None: the rows speak the words of the tasks.
+        channels: C of the images.
+        background: what transparency is laid on, in [0, 1].
+        classes: K of the label maps; None: not checked.
+        palette: the colour of each class, for label maps that are pictures in colours.
+        relabel: labels of the maps to be replaced, as ``{255: 182}``.
+    """
+
+    columns: Mapping[str, str] | None = None
+    channels: int = 3
+    background: Colour = WHITE
+    classes: int | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    relabel: Mapping[int, int] = field(default_factory=dict)
+
+    def __call__(self, row: object, what: str = "the row") -> Record:
+        """The record.
+
+        Args:
+            row: a mapping.
+            what: how messages call it.
+
+        Raises:
+            TypeError: no mapping.
+            ValueError: a row without a column, a picture that cannot be read, two that differ in size.
+        """
+        given = self._renamed(row, what)
+        record = {word: self._read(word, value, what) for word, value in given.items()}
+        sizes = {word: tuple(record[word].shape[-2:]) for word in ALIGNED if word in record}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{word}{_named(given[word])} {h} x {w}" for word, (h, w) in sizes.items())
+            raise ValueError(f"{what} shows different sizes: {told}; bring them to one size")
+        return record
+
+    def _renamed(self, row: object, what: str) -> Row:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{what} must be a dictionary, got {type(row).__name__}")
+        if self.columns is None:
+            return row
+        found = {ours: _column(row, theirs) for ours, theirs in self.columns.items()}
+        missing = sorted(self.columns[ours] for ours, values in found.items() if not values)
+        if missing:
+            raise ValueError(f"{what} has no {missing}; it has {sorted(row)}")
+        return {ours: values[0] for ours, values in found.items()}
+
+    def _read(self, word: str, value: Any, row: str) -> Any:  # noqa: ANN401
+        what = f"{word} of {row}"
+        if word in PICTURES:
+            return read_images(value, what, self.channels, self.background)[0]
+        if word == "mask_image":
+            return read_masks(value, what)[0]
+        return self._labels(value, f"{what}{_named(value)}") if word == "segmentation" else value
+
+    def _labels(self, value: Any, what: str) -> Tensor:  # noqa: ANN401
+        labels = read_label_maps(value, what, None if self.relabel else self.classes, self.palette)[0]
+        if not self.relabel:
+            return labels
+        if labels.is_floating_point():
+            raise ValueError(f"{what} has a channel per class, and relabel={dict(self.relabel)} is for labels")
+        changed = labels.clone()
+        for old, new in self.relabel.items():
+            changed[labels == old] = new
+        return read_label_maps(changed, what, self.classes)[0].to(torch.int64)
+
+
+@dataclass(frozen=True)
+class Records:
+    """A data set of rows whose pictures are read when they are asked for, as :class:`Reading` reads them.
+
+    Args:
+        rows: a list of dictionaries, or anything with a length and an index that gives them.
+        columns: as :class:`Reading`.
         channels: C of the images.
         background: what transparency is laid on, in [0, 1].
         classes: K of the label maps; None: not checked.
@@ -71,7 +142,7 @@ class Records:
         if not isinstance(self.rows, Rows):
             raise TypeError(
                 f"rows need a length and an index, got {type(self.rows).__name__}: make list(...) of what is only "
-                "iterated over, so that the order of a run can be a function of its seed"
+                "iterated over, or train on a Stream of it"
             )
         if not len(self.rows):
             left = "".join(f"; left out: {count} {what}" for what, count in self.left_out.items())
@@ -89,42 +160,27 @@ class Records:
         """
         if not 0 <= place < len(self.rows):
             raise IndexError(f"rows 0 to {len(self.rows) - 1}, got {place}")
-        row = self._renamed(self.rows[place], place)
-        record = {word: self._read(word, value, place) for word, value in row.items()}
-        sizes = {word: tuple(record[word].shape[-2:]) for word in ALIGNED if word in record}
-        if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{word}{_named(row[word])} {h} x {w}" for word, (h, w) in sizes.items())
-            raise ValueError(f"row {place} shows different sizes: {told}; bring them to one size")
-        return record
+        reading = Reading(self.columns, self.channels, self.background, self.classes, self.palette, self.relabel)
+        return reading(self.rows[place], f"row {place}")
 
-    def _renamed(self, row: object, place: int) -> Row:
-        if not isinstance(row, Mapping):
-            raise TypeError(f"row {place} must be a dictionary, got {type(row).__name__}")
-        if self.columns is None:
-            return row
-        missing = sorted({theirs for theirs in self.columns.values() if theirs not in row})
-        if missing:
-            raise ValueError(f"row {place} has no {missing}; it has {sorted(row)}")
-        return {ours: row[theirs] for ours, theirs in self.columns.items()}
 
-    def _read(self, word: str, value: Any, place: int) -> Any:  # noqa: ANN401
-        what = f"{word} of row {place}"
-        if word in PICTURES:
-            return read_images(value, what, self.channels, self.background)[0]
-        if word == "mask_image":
-            return read_masks(value, what)[0]
-        return self._labels(value, f"{what}{_named(value)}") if word == "segmentation" else value
+def options(column: str) -> tuple[tuple[str, str], ...]:
+    """(name, field in it or "") of each of the columns that ``"jpg;png"`` or ``"json:caption"`` may mean."""
+    parts = (one.partition(":") for one in column.split(";"))
+    return tuple((name, inner) for name, _, inner in parts)
 
-    def _labels(self, value: Any, what: str) -> Tensor:  # noqa: ANN401
-        labels = read_label_maps(value, what, None if self.relabel else self.classes, self.palette)[0]
-        if not self.relabel:
-            return labels
-        if labels.is_floating_point():
-            raise ValueError(f"{what} has a channel per class, and relabel={dict(self.relabel)} is for labels")
-        changed = labels.clone()
-        for old, new in self.relabel.items():
-            changed[labels == old] = new
-        return read_label_maps(changed, what, self.classes)[0].to(torch.int64)
+
+def _column(row: Row, column: str) -> list[Any]:
+    """The value of a column, alone; nothing where the row has none."""
+    if column in row:
+        return [row[column]]
+    for name, inner in options(column):
+        outer = row.get(name)
+        if inner and isinstance(outer, Mapping) and inner in outer:
+            return [outer[inner]]
+        if not inner and name in row:
+            return [outer]
+    return []
 
 
 def _named(value: object) -> str:

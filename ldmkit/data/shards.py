@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ldmkit.data.folders import SUFFIXES, Where
 from ldmkit.images import FORMATS, upright
@@ -66,7 +66,7 @@ class Shards:
         with self.paths[shard].open("rb") as file:
             for suffix, first, size in members:
                 file.seek(first)
-                row[suffix] = _decoded(suffix, file.read(size), f"'{self.paths[shard]}', member '{key}.{suffix}'")
+                row[suffix] = decoded(suffix, file.read(size), f"'{self.paths[shard]}', member '{key}.{suffix}'")
         return row
 
 
@@ -93,20 +93,38 @@ def _listed(path: Path) -> dict[str, list[Member]]:
     return samples
 
 
-def _decoded(suffix: str, content: bytes, what: str) -> Any:  # noqa: ANN401
+def decoded(suffix: str, content: bytes, what: str) -> Any:  # noqa: ANN401
+    """The picture, text or data that a member holds; its bytes where :func:`readable` says no.
+
+    Args:
+        suffix: of the member's name, from the first dot on; the part after its last dot decides.
+        content: of the member.
+        what: how messages call it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     last = suffix.lower().rpartition(".")[2]
-    read = _picture if f".{last}" in SUFFIXES else READERS.get(last)
-    if read is None:
+    if not readable(suffix):
         return content
     try:
-        return read(content)
+        return READERS.get(last, _picture)(content)
     except (ValueError, OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{what} cannot be read: {error}") from error
 
 
+def readable(suffix: str) -> bool:
+    """Whether members of this suffix are decoded: pictures, texts, numbers of classes and JSON, none of it code."""
+    last = suffix.lower().rpartition(".")[2]
+    return f".{last}" in SUFFIXES or last in READERS
+
+
 def _picture(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-        return upright(picture)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return upright(picture)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{len(content)} bytes that are no picture of {', '.join(FORMATS)}") from error
 
 
 READERS: Mapping[str, Callable[[bytes], Any]] = {
