@@ -13,7 +13,7 @@ Source: arXiv 2112.10752, appendix D.1 and section 4.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from ldmkit.process import Level
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Moments of the scaled latents of many images.
+    """Moments of the latents of many images.
 
     Args:
         images: how many.
@@ -60,6 +60,38 @@ class LatentStatistics:
         return float("inf") if level.sigma == 0 else (self.overall * level.alpha / level.sigma) ** 2
 
 
+def moments(latents: Iterable[Tensor]) -> LatentStatistics:
+    """Measure latents, batch by batch, in float64; nothing is kept of a batch.
+
+    Args:
+        latents: (B, C, h, w) each, of any number and sizes and of one C.
+
+    Raises:
+        ValueError: no images, another rank, or latents that are not finite.
+    """
+    count, images = 0, 0
+    mean = squares = torch.zeros((), dtype=torch.float64)
+    low, high = float("inf"), float("-inf")
+    for batch in latents:
+        if batch.ndim != 4:
+            raise ValueError(f"latents are (B, C, h, w), got {tuple(batch.shape)}")
+        z = batch.detach().cpu().double()
+        if not bool(z.isfinite().all()):
+            raise ValueError(f"images {images} to {images + len(z) - 1} have latents that are not finite")
+        variance, here = torch.var_mean(z, dim=(0, 2, 3), correction=0)
+        n = z.numel() // z.shape[1]
+        delta = here - mean
+        count, images = count + n, images + len(z)
+        mean = mean + delta * (n / count)
+        squares = squares + variance * n + delta**2 * (n * (count - n) / count)
+        low, high = min(low, float(z.min())), max(high, float(z.max()))
+    if not images:
+        raise ValueError("latent statistics need at least one image")
+    within = squares / count
+    overall = float((within.mean() + mean.var(correction=0)).sqrt())
+    return LatentStatistics(images, tuple(mean.tolist()), tuple(within.sqrt().tolist()), overall, low, high)
+
+
 @torch.no_grad()
 def latent_statistics(
     first_stage: FirstStage, batches: Iterable[Tensor], seed: int | None = 0, device: torch.device | None = None
@@ -75,26 +107,17 @@ def latent_statistics(
     Raises:
         ValueError: no images, or latents that are not finite.
     """
-    count, images = 0, 0
-    mean = squares = torch.zeros(first_stage.channels, dtype=torch.float64)
-    low, high = float("inf"), float("-inf")
+    return moments(_encoded(first_stage, batches, seed, device))
+
+
+def _encoded(
+    first_stage: FirstStage, batches: Iterable[Tensor], seed: int | None, device: torch.device | None
+) -> Iterator[Tensor]:
+    images = 0
     for batch in batches:
         batch = batch if device is None else batch.to(device)
-        z = first_stage.encode(batch, None if seed is None else _draw(first_stage, batch, seed + images)).double().cpu()
-        if not bool(z.isfinite().all()):
-            raise ValueError(f"images {images} to {images + len(z) - 1} have latents that are not finite")
-        variance, here = torch.var_mean(z, dim=(0, 2, 3), correction=0)
-        n = z.numel() // z.shape[1]
-        delta = here - mean
-        count, images = count + n, images + len(z)
-        mean = mean + delta * (n / count)
-        squares = squares + variance * n + delta**2 * (n * (count - n) / count)
-        low, high = min(low, float(z.min())), max(high, float(z.max()))
-    if not images:
-        raise ValueError("latent statistics need at least one image")
-    within = squares / count
-    overall = float((within.mean() + mean.var(correction=0)).sqrt())
-    return LatentStatistics(images, tuple(mean.tolist()), tuple(within.sqrt().tolist()), overall, low, high)
+        yield first_stage.encode(batch, None if seed is None else _draw(first_stage, batch, seed + images))
+        images += len(batch)
 
 
 def _draw(first_stage: FirstStage, batch: Tensor, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ldmkit
-from ldmkit.latents import latent_statistics
+from ldmkit.latents import latent_statistics, moments
 from ldmkit.process import VP, Level
 
 BATCHES = [torch.rand(2, 3, 16, 24) * 2 - 1, torch.rand(1, 3, 8, 8) * 2 - 1, torch.rand(3, 3, 8, 16) * 2 - 1]
@@ -26,6 +26,17 @@ def test_streaming_equals_all_at_once():
     assert found.overall == pytest.approx(float(values.std(correction=0)), abs=1e-6)
     assert (found.minimum, found.maximum) == pytest.approx((float(values.min()), float(values.max())), abs=1e-6)
     assert found.images == 6
+
+
+def test_latents_that_are_there_are_measured_as_they_are():
+    z = 3 + 2 * torch.randn(5, 4, 6, 3) * torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1)
+    whole, parts = moments([z]), moments(iter([z[:1], z[1:4], z[4:]]))
+    assert (whole.images, parts.images) == (5, 5)
+    for found in (whole, parts):
+        assert found.mean == pytest.approx(z.mean(dim=(0, 2, 3)).tolist(), rel=1e-5)
+        assert found.std == pytest.approx(z.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-5)
+        assert found.overall == pytest.approx(float(z.std(correction=0)), rel=1e-6)
+    assert moments([whole.rescaling * z]).overall == pytest.approx(1)
 
 
 def test_the_recommended_rescaling_gives_unit_standard_deviation():
@@ -67,6 +78,8 @@ def test_no_images_and_broken_latents_are_refused():
     stage = ldmkit.build("first-stage", "pixel")
     with pytest.raises(ValueError, match="at least one image"):
         latent_statistics(stage, [])
+    with pytest.raises(ValueError, match=r"latents are \(B, C, h, w\), got \(3,\)"):
+        moments([torch.zeros(3)])
     with pytest.raises(ValueError, match="images 2 to 2 have latents that are not finite"):
         latent_statistics(stage, [BATCHES[0], torch.full((1, 3, 8, 8), float("inf"))])
     with pytest.raises(ValueError, match=r"all equal, to 0\.5"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldmkit.training.metrics import LatentStatistics, latent_statistics, psnr, ssim
+from ldmkit.training.metrics import psnr, ssim
 
 
 def images(batch=2, height=16, width=20):
@@ -72,32 +72,3 @@ def test_images_that_cannot_be_compared_are_refused(metric):
         metric(images(), images(1))
     with pytest.raises(ValueError, match="sides of at least 11, got"):
         ssim(images(height=10), images(height=10))
-
-
-def test_latents_are_measured_as_if_at_once():
-    z = 3 + 2 * torch.randn(5, 4, 6, 3) * torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1)
-    whole, parts = latent_statistics([z]), latent_statistics(iter([z[:1], z[1:4], z[4:]]))
-    assert whole.mean == pytest.approx(parts.mean)
-    assert whole.std == pytest.approx(float(z.std(correction=0)), rel=1e-6)
-    assert whole.std == pytest.approx(parts.std)
-    assert whole.channel_means == pytest.approx(z.mean(dim=(0, 2, 3)).tolist(), rel=1e-5)
-    assert parts.channel_stds == pytest.approx(z.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-5)
-
-
-def test_the_scale_makes_the_deviation_one():
-    z = 0.3 * torch.randn(2, 4, 8, 8) + 0.1
-    found = latent_statistics([z])
-    assert latent_statistics([found.scale * z]).std == pytest.approx(1)
-
-
-def test_signal_to_noise_is_variance_over_variance():
-    assert LatentStatistics(0.0, 3.0, (0.0,), (3.0,)).signal_to_noise(2.0) == 2.25
-
-
-def test_latents_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="no latents"):
-        latent_statistics([])
-    with pytest.raises(ValueError, match=r"latents are \(B, C, h, w\), got \(3,\)"):
-        latent_statistics([torch.zeros(3)])
-    with pytest.raises(ValueError, match="all equal"):
-        _ = LatentStatistics(1.0, 0.0, (1.0,), (0.0,)).scale

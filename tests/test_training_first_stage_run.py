@@ -17,8 +17,11 @@ from torch import nn
 import ldmkit
 from ldmkit.errors import BatchError, CheckpointError, CompositionError
 from ldmkit.first_stages import KL, VQ
+from ldmkit.latents import latent_statistics
 from ldmkit.training.compression import Compression, load_first_stage, save_first_stage
-from ldmkit.training.contract import Trainee
+from ldmkit.training.contract import Reporting, Trainee
+from ldmkit.training.discriminator import Adversary, PatchGAN
+from ldmkit.training.first_stage import CodebookWeight, FirstStageLoss, KLWeight
 from ldmkit.training.log import read_log
 from ldmkit.training.loop import train
 from ldmkit.training.optim import AdamW
@@ -26,7 +29,11 @@ from ldmkit.training.optim import AdamW
 TESTS = Path(__file__).parent
 KINDS = ["kl", "vq"]
 UNET = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": (), "num_heads": 1}
-JUDGED = {"psnr", "ssim", "pixels", "perceptual", "fit", "latent_mean", "latent_std", "recommended_scale"}
+EXTRA = {"kl": {"kl", "posterior_std"}, "vq": {"codebook_loss", "used", "perplexity"}}
+JUDGED = {
+    *("psnr", "ssim", "pixels", "perceptual", "fit", "regulariser"),
+    *("latent_mean", "latent_std", "latent_snr", "recommended_scale"),
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -41,6 +48,7 @@ def finished(request, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compression_is_a_trainee(kind):
     assert isinstance(compression(kind), Trainee)
+    assert isinstance(compression(kind), Reporting)
     assert list(compression(kind).phases) == ["autoencoder", "discriminator"]
     stage = compression(kind).stage
     assert list(Compression(stage, compression(kind).autoencoder.loss).phases) == ["autoencoder"]
@@ -67,13 +75,82 @@ def test_the_file_says_how_good_it_is(finished):
     kind, trainee, out = finished
     with safe_open(out / "model.safetensors", "pt") as file:
         notes = json.loads(file.metadata()["notes"])
-    extra = {"kl": {"kl", "posterior_std"}, "vq": {"codebook_loss", "used", "perplexity"}}[kind]
-    assert notes["numbers"].keys() == JUDGED | extra
+    assert notes["numbers"].keys() == JUDGED | EXTRA[kind]
     assert notes["steps"] == 4
     scale = notes["numbers"]["recommended_scale"]
-    with torch.no_grad():
-        z = trainee.stage.encode(trainee.shown)
-    assert float((scale * z).std(correction=0)) == pytest.approx(1, rel=1e-4)
+    assert scale * latent_statistics(trainee.stage, [trainee.shown]).overall == pytest.approx(1, rel=1e-4)
+
+
+def shown(folder):
+    """The lines of a log that are of the shown images."""
+    return [line for line in read_log(folder / "log.jsonl") if "shown/psnr" in line]
+
+
+def test_the_log_says_at_an_interval_how_good_it_is(finished):
+    kind, trainee, out = finished
+    lines = shown(out)
+    assert [line.pop("step") for line in lines] == [4]
+    names = {f"shown/{name}" for name in (*JUDGED, *EXTRA[kind], "adversarial", "adversary_weight")}
+    assert all(line.keys() == names for line in lines)
+    made, told = trainee.measured(trainee.shown)
+    assert {name: lines[-1][f"shown/{name}"] for name in told} == pytest.approx(told, rel=1e-5)
+    error = (made - (trainee.shown / 2 + 0.5)).square().mean(dim=(1, 2, 3))
+    assert lines[-1]["shown/psnr"] == pytest.approx(float(-10 * error.log10().mean()), rel=1e-5)
+    z = latent_statistics(trainee.stage, [trainee.shown])
+    assert lines[-1]["shown/latent_snr"] == pytest.approx(0.1298 * z.overall**2, rel=1e-3)
+    assert lines[-1]["shown/adversary_weight"] > 0
+
+
+def test_the_adversary_is_reported_from_its_start():
+    trainee = compression("vq", start=2)
+    assert trainee.numbers(1).keys() == JUDGED | EXTRA["vq"]
+    numbers = trainee.numbers(2)
+    terms = trainee.autoencoder.terms(trainee.shown, range(len(trainee.shown)), 2)
+    assert numbers["adversary_weight"] == pytest.approx(float(terms.weight.detach()))
+    assert numbers["adversarial"] == pytest.approx(float(terms.adversarial.detach().mean()))
+    assert all(p.grad is None for phase in trainee.phases.values() for p in phase.parameters())
+    stage = compression("kl").stage
+    assert Compression(stage, compression("kl").autoencoder.loss).numbers(2) == {}
+
+
+def test_numbers_are_of_the_averages(tmp_path):
+    trainee = compression("kl", start=1000)
+    train(trainee, images(), run(tmp_path, ema=0.9, show_every=2))
+    told = trainee.measured(trainee.shown)[1]
+    assert {name: shown(tmp_path)[-1][f"shown/{name}"] for name in told} == pytest.approx(told, rel=1e-5)
+
+
+def test_watchers_are_told_at_every_interval(tmp_path):
+    told = []
+    watch = [lambda numbers, step: told.append((step, {*numbers}))]
+    train(compression("vq"), images(), run(tmp_path, show_every=2, watch=watch))
+    assert [step for step, names in told if {"shown/psnr", "shown/perplexity"} <= names] == [2, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32])
+def test_every_factor_trains(tmp_path, kind, factor):
+    torch.manual_seed(3)
+    side = max(16, 2 * factor)
+    options = {"base_channels": 32, "num_res_blocks": 1, "resolution": side, "channels": 4}
+    mult = (1,) * factor.bit_length()
+    if kind == "kl":
+        stage, loss = KL(channel_mult=mult, **options), FirstStageLoss(None, KLWeight())
+    else:
+        stage, loss = VQ(codebook_size=8, channel_mult=mult, **options), FirstStageLoss(None, CodebookWeight())
+    assert stage.factor == factor
+    before = {name: weight.detach().clone() for name, weight in stage.named_parameters()}
+    pictures = [{"target": nn.functional.interpolate(r["target"][None], size=side)[0]} for r in images(4)]
+    adversary = Adversary(PatchGAN(base_channels=4, layers=1))
+    trainee = Compression(stage, loss, adversary, [pictures[0]["target"]])
+    train(trainee, pictures, run(tmp_path, steps=1, batch=2, optimizer=AdamW(weight_decay=0.0)))
+    after = load_first_stage(tmp_path / "model.safetensors")
+    z = after.encode(trainee.shown)
+    assert z.shape == (1, 4, side // factor, side // factor)
+    assert after.decode(z).shape == (1, 3, side, side)
+    moved = [name for name, weight in after.named_parameters() if not torch.equal(weight, before[name])]
+    assert any(name.startswith("encoder.") for name in moved)
+    assert any(name.startswith("decoder.") for name in moved)
 
 
 def test_the_discriminator_is_untouched_before_its_start(tmp_path):
@@ -125,6 +202,8 @@ def test_two_processes_train_what_one_trains(finished, spread, name):
     apart = torch.cat([(one[key] - two[key]).flatten() for key in one])
     # Most of it is the rounding of weights; a code that is nearest by less than that may be another one.
     assert float(apart.norm()) <= {"kl": 1e-5, "vq": 1e-2}[kind] * float(learned.norm())
+    for alone, together in zip(shown(out), shown(spread / f"{kind}-{name}"), strict=True):
+        assert together == pytest.approx(alone, rel={"kl": 1e-3, "vq": 0.2}[kind])
 
 
 def test_the_scale_comes_back(tmp_path):

@@ -21,15 +21,19 @@ from torch import Tensor, nn
 from ldmkit.composition import FirstStage, part_of
 from ldmkit.errors import BatchError, CheckpointError
 from ldmkit.images import read_images
+from ldmkit.latents import latent_statistics
 from ldmkit.parts import Part
+from ldmkit.process import VP
 from ldmkit.training.contract import Record
 from ldmkit.training.discriminator import Adversary
 from ldmkit.training.first_stage import Autoencoding, Discriminating, FirstStageLoss, finite, posterior_noise
-from ldmkit.training.metrics import WINDOW, latent_statistics, psnr, ssim
+from ldmkit.training.metrics import WINDOW, psnr, ssim
 from ldmkit.weights.atomic import write_atomically
 from ldmkit.weights.importing import import_first_stage
 
 KEY = "first_stage"
+
+MIDDLE = VP().level(500)
 
 
 @runtime_checkable
@@ -41,15 +45,15 @@ class Compression:
     """A first stage that learns to reconstruct, on records with a ``target``.
 
     Two phases: ``autoencoder`` and, with an adversary, ``discriminator``, both on the same images; the second sees what
-    the first has just learned. :meth:`measured` says how good reconstructions are; those of the shown images go into
-    the exported file.
+    the first has just learned. :meth:`numbers` says at an interval how good the reconstructions of the shown images
+    are; the exported file says so too.
 
     Args:
         stage: on the device it is to be trained on, with its loss and its adversary.
         loss: every term but the adversary's.
         adversary: None: none.
-        shown: images of one size, in any form :func:`ldmkit.images.read_images` takes, to be reconstructed at an
-            interval; empty: none.
+        shown: images of one size, in any form :func:`ldmkit.images.read_images` takes, to be reconstructed and measured
+            at an interval, all at once: some dozens that are not trained on; empty: none.
         last: name of the decoder's last layer in the first stage, where the adversary is balanced.
 
     Raises:
@@ -90,30 +94,48 @@ class Compression:
                 )
         return {"image": self._read([record["target"] for record in records])}
 
+    @torch.no_grad()
     def show(self, step: int) -> dict[str, Tensor]:
         """``reconstructions``: the shown images, each above what became of it."""
         if self.shown is None:
             return {}
-        made, _ = self.measured(self.shown)
-        return {"reconstructions": torch.cat([self.shown / 2 + 0.5, made.cpu()], dim=2)}
+        made, _ = self._reconstructed(self._placed(self.shown))
+        return {"reconstructions": torch.cat([self.shown, made.float().clamp(-1, 1).cpu()], dim=2) / 2 + 0.5}
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """What :meth:`measured` says of the shown images, and from the adversary's start ``adversarial``, its term, and
+        ``adversary_weight``, the weight of that after the balance."""
+        if self.shown is None:
+            return {}
+        numbers = self.measured(self.shown)[1]
+        adversary = self.autoencoder.adversary
+        if adversary is not None and step >= adversary.start:
+            with torch.enable_grad():  # the balance is one of gradients
+                terms = self.autoencoder.terms(self._placed(self.shown), range(len(self.shown)), step)
+            numbers["adversarial"] = float(terms.adversarial.detach().mean())
+            numbers["adversary_weight"] = float(terms.weight.detach())
+        return numbers
 
     @torch.no_grad()
     def measured(self, image: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Images (B, C, H, W) in [-1, 1] -> reconstructions in [0, 1] and, as means, how good they are.
 
-        The numbers are ``psnr`` in dB, ``ssim``, the terms of the loss, what the regulariser counts (``kl``, or
-        ``used`` and ``perplexity``), ``latent_mean``, ``latent_std`` and the ``recommended_scale`` of the latents.
+        The numbers are ``psnr`` in dB, ``ssim``, the terms of the loss without an adversary, what the regulariser
+        counts (``kl``, or ``used`` and ``perplexity``), and of the latents, drawn as in training, ``latent_mean``,
+        ``latent_std``, the ``recommended_scale`` that would make that 1, and ``latent_snr``: the signal-to-noise ratio
+        Var(z) alpha**2 / sigma**2 at the middle of the published models' process, 0.13 for a deviation of 1.
+
+        Source of the last: Rombach et al. 2022, section D.1.
         """
-        image = image.to(next(self.stage.parameters()).device)
-        made, latent = self.stage(image, posterior_noise(self.stage, image, range(len(image))))
+        image = self._placed(image)
+        made, latent = self._reconstructed(image)
         terms = self.autoencoder.loss(image, made, latent)
-        latents = self._latents(image)
+        numbers = {name: float(getattr(terms, name).mean()) for name in ("pixels", "perceptual", "fit", "regulariser")}
+        numbers |= {**self.autoencoder.loss.regulariser.numbers(latent), **self._latents(image)}
         image, made = image / 2 + 0.5, made.float().clamp(-1, 1) / 2 + 0.5
-        numbers = {name: float(getattr(terms, name).mean()) for name in ("pixels", "perceptual", "fit")}
         numbers["psnr"] = float(psnr(image, made).mean())
         if min(image.shape[2:]) >= WINDOW:
             numbers["ssim"] = float(ssim(image, made).mean())
-        numbers |= {**self.autoencoder.loss.regulariser.numbers(latent), **latents}
         return made, numbers
 
     def export(self, path: Path, notes: Mapping[str, Any]) -> None:
@@ -121,13 +143,24 @@ class Compression:
         numbers = {} if self.shown is None else finite(self.measured(self.shown)[1])
         save_first_stage(self.stage, path, {**notes, "numbers": numbers})
 
+    def _reconstructed(self, image: Tensor) -> tuple[Tensor, Any]:
+        """What the first stage gives: an image and what the regulariser reads."""
+        made, latent = self.stage(image, posterior_noise(self.stage, image, range(len(image))))
+        return made, latent
+
+    def _placed(self, image: Tensor) -> Tensor:
+        return image.to(next(self.stage.parameters()).device)
+
     def _latents(self, image: Tensor) -> dict[str, float]:
-        """The deviation of the latents as they are, and the scale that would make it 1."""
-        z = cast(FirstStage, self.stage).encode(image)
-        found = latent_statistics([z])
-        numbers = {"latent_mean": found.mean, "latent_std": found.std}
-        if found.std > 0:
-            numbers["recommended_scale"] = found.scale * _scale(self.stage)
+        """What the latents are like."""
+        found = latent_statistics(cast(FirstStage, self.stage), [image])
+        numbers = {
+            "latent_mean": sum(found.mean) / len(found.mean),
+            "latent_std": found.overall,
+            "latent_snr": found.snr(MIDDLE),
+        }
+        if found.overall > 0:
+            numbers["recommended_scale"] = found.rescaling * _scale(self.stage)
         return numbers
 
     def _read(self, images: Sequence[Any]) -> Tensor:

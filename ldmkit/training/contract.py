@@ -56,3 +56,14 @@ class Trainee(Protocol):
             path: the file.
             notes: plain data on the run, to be written with it.
         """
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A trainee that says in numbers how it goes, beside its loss."""
+
+    def numbers(self, step: int) -> Mapping[str, float]:
+        """Numbers by name for the log, where they are ``shown/<name>``; the same in every process.
+
+        Called after :meth:`Trainee.show`, with averaged weights and in evaluation mode.
+        """

@@ -55,7 +55,8 @@ class Log:
         for watch in self.watch:
             watch(numbers, step)
         shown = {key: f"{value:.4g}" for key, value in numbers.items() if key.endswith(("/loss", "per_second"))}
-        self.bar.set_postfix(shown, refresh=False)
+        if shown:
+            self.bar.set_postfix(shown, refresh=False)
 
     def event(self, step: int, what: str) -> None:
         """Write a line of words, and show it."""

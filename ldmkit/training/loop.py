@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ldmkit.errors import CheckpointError, NonFiniteError
-from ldmkit.training.contract import Augment, Trainee
-from ldmkit.training.data import Data, Feed, Portion
+from ldmkit.training.contract import Augment, Reporting, Trainee
+from ldmkit.training.data import Data, Feed, Portion, Streaming
 from ldmkit.training.interruption import Interruption, Stopped, interruptible
 from ldmkit.training.log import Log, write_sheet
 from ldmkit.training.parallel import barrier, process_group, rank, world
@@ -32,7 +32,7 @@ from ldmkit.training.state import newest, read_record, restore, save, sweep
 RESULT = "model.safetensors"
 
 
-def train(trainee: Trainee, data: Data, run: Run, augment: Augment | None = None) -> Path:
+def train(trainee: Trainee, data: Data | Streaming, run: Run, augment: Augment | None = None) -> Path:
     """Train from where the run's folder says it is, and export the averaged weights.
 
     The same call starts a run, goes on with it, and exports a finished one again. Under a launcher every process makes
@@ -40,7 +40,7 @@ def train(trainee: Trainee, data: Data, run: Run, augment: Augment | None = None
 
     Args:
         trainee: what is trained, on the device it is trained on.
-        data: records by place.
+        data: records by place, or a stream of them.
         run: how.
         augment: applied to every sample with its seed.
 
@@ -87,7 +87,7 @@ class Job:
         self.run = run
         self.out = Path(run.out)
         self.device = device
-        self.identity = {"seed": run.seed, "batch": run.batch, "samples": len(feed.data)}
+        self.identity = {"seed": run.seed, "batch": run.batch, "samples": feed.samples}
         folder = newest(self.out)
         if folder is None:
             trainee.begin(feed.first)
@@ -124,7 +124,7 @@ class Job:
                 f"stopped by a signal after step {done} of {run.steps}; the same call goes on from {self.out}"
             )
         if ends or done % run.show_every == 0:
-            self._show()
+            self._show(log)
 
     def export(self, path: Path) -> None:
         """Leave the averaged weights in the modules, and write them."""
@@ -140,7 +140,7 @@ class Job:
         refused = {name: outcome for name, outcome in outcomes.items() if outcome.suspects is not None}
         for name, outcome in outcomes.items():
             if name not in refused:
-                progress.count(name, outcome.loss, outcome.norm)
+                progress.count(name, outcome.loss, outcome.norm, self.run.clip)
         if not refused:
             progress.in_a_row = 0
             return
@@ -168,11 +168,16 @@ class Job:
         record = {**self.identity, "progress": asdict(self.progress)}
         save(self.out, self.progress.step, [phase.learner for phase in self.phases], record)
 
-    def _show(self) -> None:
-        with self._averaged(), torch.no_grad():
-            pictures = self.trainee.show(self.progress.step)
+    def _show(self, log: Log) -> None:
+        trainee, step = self.trainee, self.progress.step
+        with self._averaged():
+            with torch.no_grad():
+                pictures = trainee.show(step)
+            numbers = trainee.numbers(step) if isinstance(trainee, Reporting) else {}
         for name, images in pictures.items() if rank() == 0 else ():
-            write_sheet(images, self.out / "shown" / f"{name}-{self.progress.step:08d}.png")
+            write_sheet(images, self.out / "shown" / f"{name}-{step:08d}.png")
+        if numbers:
+            log.numbers(step, {f"shown/{name}": number for name, number in numbers.items()})
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -182,7 +187,7 @@ class Job:
             yield
 
 
-def _progress(folder: Path, identity: Mapping[str, int], steps: int) -> Progress:
+def _progress(folder: Path, identity: Mapping[str, int | None], steps: int) -> Progress:
     """How far a folder's run is; refuse one that this run cannot go on with."""
     record = read_record(folder)
     for name, value in identity.items():

@@ -1,4 +1,4 @@
-r"""How well a first stage does: PSNR and SSIM of its reconstructions, and what its latents are like.
+r"""How well a first stage does: PSNR and SSIM of its reconstructions.
 
 .. math::
 
@@ -6,14 +6,11 @@ r"""How well a first stage does: PSNR and SSIM of its reconstructions, and what 
     \mathrm{SSIM} = \operatorname{mean} \frac{(2 \mu \hat\mu + c_1)(2 \sigma_{x \hat x} + c_2)}
         {(\mu^2 + \hat\mu^2 + c_1)(\sigma^2 + \hat\sigma^2 + c_2)}
 
-R is the range of the values, which begin at 0: what SSIM says of brightness depends on where black is. The usage of a
-codebook: :func:`ldmkit.first_stages.codebook_usage`.
+R is the range of the values, which begin at 0: what SSIM says of brightness depends on where black is. What its latents
+are like: :mod:`ldmkit.latents`. The usage of a codebook: :func:`ldmkit.first_stages.codebook_usage`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -88,76 +85,3 @@ def _check(name: str, image: Tensor, other: Tensor, smallest: int) -> None:
             f"{name} compares images of one shape (B, C, H, W) with sides of at least {smallest}, got "
             f"{tuple(image.shape)} and {tuple(other.shape)}"
         )
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Mean and deviation of latents over images and positions.
-
-    Args:
-        mean: of all elements.
-        std: about that mean.
-        channel_means: of each channel.
-        channel_stds: about the channel's own mean.
-    """
-
-    mean: float
-    std: float
-    channel_means: tuple[float, ...]
-    channel_stds: tuple[float, ...]
-
-    @property
-    def scale(self) -> float:
-        """What latents should be multiplied by: 1 / std.
-
-        Raises:
-            ValueError: the latents are all equal.
-
-        Source: Rombach et al. 2022, section D.1.
-        """
-        if not self.std > 0:
-            raise ValueError(f"no scale gives latents a deviation of 1 that are all equal (to {self.mean:g})")
-        return 1 / self.std
-
-    def signal_to_noise(self, sigma: float) -> float:
-        """Var(z) / sigma^2: how much of a latent is left in noise of deviation ``sigma``.
-
-        Unscaled latents of a weakly regularised first stage have a high one, and a model trained on them sets the
-        layout of an image too early.
-
-        Args:
-            sigma: noise per signal, positive; ``level.sigma / level.alpha`` for a level of a process.
-
-        Source: Rombach et al. 2022, section D.1 and figure 15.
-        """
-        return (self.std / sigma) ** 2
-
-
-def latent_statistics(latents: Iterable[Tensor]) -> LatentStatistics:
-    """Measure latents, batch by batch, in float64.
-
-    Args:
-        latents: batches (B, C, h, w) of equal C.
-
-    Raises:
-        ValueError: no latents, or another rank.
-    """
-    count = 0
-    sums: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    for batch in latents:
-        if batch.ndim != 4:
-            raise ValueError(f"latents are (B, C, h, w), got {tuple(batch.shape)}")
-        rows = batch.detach().cpu().double().transpose(0, 1).flatten(1)
-        count += rows.shape[1]
-        sums, squares = sums + rows.sum(dim=1), squares + rows.square().sum(dim=1)
-    if not isinstance(sums, Tensor) or not isinstance(squares, Tensor) or not count:
-        raise ValueError("there are no latents to measure")
-    means, powers = sums / count, squares / count
-    mean = means.mean()
-    return LatentStatistics(
-        mean=float(mean),
-        std=float((powers.mean() - mean.square()).clamp_min(0).sqrt()),
-        channel_means=tuple(means.tolist()),
-        channel_stds=tuple((powers - means.square()).clamp_min(0).sqrt().tolist()),
-    )

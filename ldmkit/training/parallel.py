@@ -7,6 +7,7 @@ them. How a module is spread over them is a :class:`Spreading`: :func:`replicate
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -160,42 +161,81 @@ class Sharded:
     """Every process holds a share of each trained weight, of its gradient, average and moments (``fully_shard``).
 
     Args:
-        units: shell patterns of the names of submodules whose weights are gathered when they run and let go after; all
-            others are gathered for the whole step. A unit is a module that is called, and nobody reads its weights from
-            outside: the transformer's blocks of a backbone, not the blocks of ``unet``, which binds them from outside.
+        units: names of submodules whose weights are gathered when they run and let go after, each part of a name
+            between dots a shell pattern: ``"model.denoiser.backbone.output_blocks.*.*"``. All other weights are
+            gathered for the whole step. A unit's weights are read by itself, when it is called.
+        methods: what else of a unit is called and reads its weights; units without such a method are as well.
+            The default is what ``unet`` asks of its residual blocks and transformers.
 
     Raises:
-        ValueError: when it is used, a pattern that fits no submodule.
+        ValueError: when it is used: a pattern that fits no submodule, or one that is never called, such as a list.
     """
 
-    def __init__(self, *units: str) -> None:
+    def __init__(self, *units: str, methods: Sequence[str] = ("project", "read")) -> None:
         self.units = units
+        self.methods = methods
 
     def __call__(self, module: nn.Module) -> Spreading:
         """The module in shards, or as it is where there is one process."""
-        names = dict(module.named_modules())
+        names = {name: unit for name, unit in module.named_modules() if name}
         for pattern in self.units:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"no submodule fits {pattern!r}; there are {list(names)[1:4]} ...")
+            if not any(_fits(name, pattern) for name in names):
+                raise ValueError(f"no submodule fits {pattern!r}; there are {list(names)[:3]} ...")
+        chosen = {name: unit for name, unit in names.items() if any(_fits(name, pattern) for pattern in self.units)}
+        for name, unit in chosen.items():
+            if isinstance(unit, nn.ModuleList | nn.ModuleDict):
+                raise ValueError(f"unit {name!r} is a {type(unit).__name__}, which is never called: name '{name}.*'")
         if not distributed.is_initialized():
             return Alone(module)
         agree([*module.parameters(), *module.buffers()])
-        return Shards(module, [m for name, m in names.items() if any(fnmatchcase(name, unit) for unit in self.units)])
+        return Shards(module, list(chosen.values()), self.methods)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether each part of a dotted name fits the same part of a pattern."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _gathering(unit: nn.Module, method: str) -> None:
+    """Let a method of a unit gather the unit's weights, as its call does."""
+    register_fsdp_forward_method(unit, method)
+    gathering = getattr(unit, method)
+
+    def quietly(*given: object, **named: object) -> object:
+        with warnings.catch_warnings():  # views are not written to here, of which torch warns
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            return gathering(*given, **named)
+
+    setattr(unit, method, quietly)
 
 
 class Shards:
     """A module whose weights are shared out."""
 
-    def __init__(self, module: nn.Module, units: Sequence[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, units: Sequence[nn.Module], methods: Sequence[str]) -> None:
         frozen = {p for p in module.parameters() if not p.requires_grad}
-        for unit in units:
+        for unit in reversed(units):  # what is inside comes first
             fully_shard(unit, ignored_params=frozen & set(unit.parameters()))
+            for method in methods:
+                if callable(getattr(unit, method, None)):
+                    _gathering(unit, method)
         self.units = [unit for unit in units if isinstance(unit, FSDPModule)]
+        self.methods = methods
         self.module = module
         self.root = fully_shard(module, ignored_params=frozen, reshard_after_forward=False)
 
     def __call__(self, batch: dict[str, Any], seeds: Sequence[int], step: int) -> Tensor:
-        loss: Tensor = self.module(batch, seeds, step)
+        try:
+            loss: Tensor = self.module(batch, seeds, step)
+        except RuntimeError as error:
+            if self.units and "DTensor" in str(error):
+                error.add_note(
+                    "The weights of a unit of Sharded(...) were read while they were shared out: by another module, or "
+                    "by a method of the unit that is not its call. Name that method with Sharded(..., methods=[...]), "
+                    "or take the unit out"
+                )
+            raise
         return loss
 
     @contextmanager
@@ -216,6 +256,9 @@ class Shards:
             unit.set_reshard_after_forward(True, recurse=False)
 
     def settle(self) -> None:
+        for part in [*self.units, self.root]:
+            part.reshard()
+            self._release(part)
         whole: dict[int, nn.Parameter] = {}
         for name, weight in list(self.module.named_parameters(remove_duplicate=False)):
             if isinstance(weight, DTensor):
@@ -223,3 +266,12 @@ class Shards:
                     whole[id(weight)] = nn.Parameter(cast(DTensor, weight.detach()).full_tensor())
                 owner, _, leaf = name.rpartition(".")
                 setattr(self.module.get_submodule(owner), leaf, whole[id(weight)])
+
+    def _release(self, part: FSDPModule) -> None:
+        """Undo ``fully_shard``, for which torch has no call: left alone, a process that calls it waits for others."""
+        state = part._get_fsdp_state()
+        state._pre_forward_hook_handle.remove()
+        state._post_forward_hook_handle.remove()
+        for method in self.methods:
+            vars(part).pop(method, None)
+        part.__class__ = type(part).__bases__[1]  # a class of its own for each, (FSDPModule, the module's)

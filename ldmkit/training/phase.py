@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ldmkit.training.data import Portion
 from ldmkit.training.ema import EMA
 from ldmkit.training.order import hashed
 from ldmkit.training.parallel import gathered, rank, summed, world
+from ldmkit.training.power_ema import PowerEMA
 from ldmkit.training.run import Run
 from ldmkit.training.state import Learner
 
@@ -64,7 +66,8 @@ class Phase:
         self.spread = run.spread(module)
         weights = [p for p in module.parameters() if p.requires_grad]
         ema = None if run.ema is None else EMA(module, run.ema)
-        self.learner = Learner(name, module, run.optimizer(weights), ema)
+        power = None if run.profile is None else PowerEMA(module, run.profile)
+        self.learner = Learner(name, module, run.optimizer(weights), ema, power)
 
     def learn(self, taken: Taken, step: int, stopping: bool) -> Outcome:
         """Take one step, unless the loss or the gradient is not finite, or the phase sits out.
@@ -100,7 +103,9 @@ class Phase:
             self.module.train()
 
     def finish(self) -> None:
-        """Leave the averaged weights in the module, whole and in evaluation mode."""
+        """Leave the averaged weights in the module, whole and in evaluation mode, and a last snapshot."""
+        if self.learner.power is not None and self.learner.power.updates:
+            self.learner.power.snapshot(self._snapshots)
         if self.learner.ema is not None:
             self.learner.ema.copy_to(self.module)
         self.module.eval()
@@ -130,6 +135,14 @@ class Phase:
         self.learner.optimizer.step()
         if self.learner.ema is not None:
             self.learner.ema.update(self.module)
+        if self.learner.power is not None:
+            self.learner.power.update(self.module)
+            if self.learner.power.updates % self.learner.power.profile.every == 0:
+                self.learner.power.snapshot(self._snapshots)
+
+    @property
+    def _snapshots(self) -> Path:
+        return Path(self.run.out) / "profiles" / self.learner.name
 
 
 def _suspects(losses: Sequence[Tensor], portions: Sequence[Portion]) -> str:

@@ -11,6 +11,7 @@ import torch
 from ldmkit.training.log import Watch
 from ldmkit.training.optim import AdamW, Optimizing, Rate
 from ldmkit.training.parallel import Spread, replicated
+from ldmkit.training.power_ema import PowerProfile
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Run:
         accumulate: parts a process takes its share of a batch in, one after the other.
         clip: largest norm of a phase's gradient; None: no limit.
         ema: decay of the averaged weights; None: no averages, and the last weights are exported.
+        profile: keep snapshots from which :func:`ldmkit.training.power_ema.reconstruct` makes averages of any length
+            afterwards; None: none.
         precision: of the arithmetic, float32 or bfloat16 (autocast); weights, moments and averages are as they are.
         seed: of the order of the samples and of everything drawn.
         workers: processes that load data, for each process that trains.
@@ -48,6 +51,7 @@ class Run:
     accumulate: int = 1
     clip: float | None = 1.0
     ema: float | None = 0.9999
+    profile: PowerProfile | None = None
     precision: torch.dtype = torch.float32
     seed: int = 0
     workers: int = 0
@@ -85,6 +89,7 @@ class Progress:
         in_a_row: skipped steps since the last that was not.
         lost: sum of each phase's losses since the last line of the log.
         norms: largest norm of each phase's gradient since then.
+        clipped: of them, steps in which the gradient was above its limit.
         applied: steps that these are of, by phase.
     """
 
@@ -93,17 +98,21 @@ class Progress:
     in_a_row: int = 0
     lost: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
     applied: dict[str, int] = field(default_factory=dict)
 
-    def count(self, phase: str, loss: float, norm: float) -> None:
-        """Take the numbers of one applied phase."""
+    def count(self, phase: str, loss: float, norm: float, clip: float | None) -> None:
+        """Take the numbers of one applied phase, and the limit of its gradient."""
         self.lost[phase] = self.lost.get(phase, 0.0) + loss
         self.norms[phase] = max(self.norms.get(phase, 0.0), norm)
+        if clip is not None:
+            self.clipped[phase] = self.clipped.get(phase, 0) + (norm > clip)
         self.applied[phase] = self.applied.get(phase, 0) + 1
 
     def line(self, rate: float, speed: float) -> dict[str, float]:
         """The numbers since the last line, which are then forgotten."""
         numbers = {f"{phase}/loss": total / self.applied[phase] for phase, total in self.lost.items()}
         numbers |= {f"{phase}/gradient": norm for phase, norm in self.norms.items()}
-        self.lost, self.norms, self.applied = {}, {}, {}
+        numbers |= {f"{phase}/clipped": count / self.applied[phase] for phase, count in self.clipped.items()}
+        self.lost, self.norms, self.clipped, self.applied = {}, {}, {}, {}
         return {**numbers, "rate": rate, "skipped": self.skipped, "samples_per_second": speed}

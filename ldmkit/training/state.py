@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from ldmkit.errors import CheckpointError
 from ldmkit.training.ema import EMA
 from ldmkit.training.parallel import agree, barrier, rank
+from ldmkit.training.power_ema import PowerEMA
 from ldmkit.weights.atomic import sync_folder, synced
 
 COMPLETE = re.compile(r"step-\d{8,}")
@@ -42,13 +43,22 @@ class Learner:
         module: unwrapped, with its weights as they will stay (sharded before).
         optimizer: of the parameters that require gradients.
         ema: None: no averages.
+        power: averages by power profiles; None: none.
     """
 
-    def __init__(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: EMA | None,
+        power: PowerEMA | None = None,
+    ) -> None:
         self.name = name
         self.module = module
         self.optimizer = optimizer
         self.ema = ema
+        self.power = power
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters."""
@@ -65,6 +75,8 @@ class Learner:
         found |= {f"{self.name}/buffer/{name}": buffer for name, buffer in self.buffers().items()}
         if self.ema is not None:
             found |= {f"{self.name}/average/{name}": average for name, average in self.ema.average.items()}
+        if self.power is not None:
+            found |= {f"{self.name}/profile/{name}": average for name, average in self.power.named()}
         for name, p in self.weights().items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
@@ -146,8 +158,9 @@ def save(out: Path, step: int, learners: Sequence[Learner], record: Mapping[str,
     _quietly(state_dict_saver.save, tensors, storage_writer=FileSystemWriter(partial))
     if rank() == 0:
         counts = {learner.name: learner.ema.updates for learner in learners if learner.ema is not None}
+        tracked = {learner.name: learner.power.updates for learner in learners if learner.power is not None}
         with (partial / RECORD).open("xb") as file:
-            file.write(json.dumps({**record, "updates": counts}).encode())
+            file.write(json.dumps({**record, "updates": counts, "tracked": tracked}).encode())
             synced(file)
         sync_folder(partial)
         os.replace(partial, folder)
@@ -171,11 +184,13 @@ def restore(folder: Path, learners: Sequence[Learner]) -> None:
     _check_same(folder, wanted, {key: size for key, size in sizes.items() if "/optimizer/" not in key})
     moments = {key: value for learner in learners for key, value in learner.moments_like(sizes).items()}
     _quietly(state_dict_loader.load, {**wanted, **moments}, storage_reader=reader)
-    counts = read_record(folder)["updates"]
+    said = read_record(folder)
     for learner in learners:
         learner.accept(moments)
         if learner.ema is not None:
-            learner.ema.updates = counts[learner.name]
+            learner.ema.updates = said["updates"][learner.name]
+        if learner.power is not None:
+            learner.power.updates = said["tracked"][learner.name]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
