@@ -220,7 +220,7 @@ def part_of(kind: str, component: object) -> Part:
         return Part(name, built.part.options)  # a function built it: its options are the only ones there are
     fills = component.filled_by if isinstance(component, Filled) else ()
     options = {}
-    for keyword, parameter in inspect.signature(cls).parameters.items():
+    for keyword, parameter in _keywords(cls).items():
         if keyword in fills:
             continue
         value = _attribute(kind, component, keyword)
@@ -239,6 +239,12 @@ def part_of(kind: str, component: object) -> Part:
             "down; build it with the options it should have"
         )
     return part
+
+
+def _keywords(cls: type) -> Mapping[str, inspect.Parameter]:
+    """What a class is built with; nothing for a module that leaves ``__init__`` to torch, which takes any arguments."""
+    builder = next(owner for owner in cls.__mro__ if "__init__" in vars(owner))
+    return {} if builder is nn.Module else inspect.signature(cls).parameters
 
 
 def _nested(value: object) -> object:
@@ -264,7 +270,7 @@ def _said(component: object) -> dict[str, Any]:
 
 def _kept(options: Mapping[str, object], cls: type) -> Mapping[str, object]:
     """The options that differ from the defaults, as :func:`part_of` keeps them."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in _keywords(cls).items()}
     kept = {name: value for name, value in options.items() if not _is_default(value, defaults.get(name))}
     return Part("kept", kept).options
 

@@ -6,7 +6,11 @@ import torch
 import ldmkit
 from ldmkit.errors import CheckpointError, CompositionError
 from ldmkit.training.adapting import trainable, widened, with_sources
+from ldmkit.training.diffusion import Diffusion
+from ldmkit.training.loop import train
 from ldmkit.training.lora import adapt, load_adapter, merge, save_adapter, take_off
+from ldmkit.training.optim import constant
+from ldmkit.training.run import Run
 
 UNET = {
     "channels": 3,
@@ -183,3 +187,22 @@ def test_wrong_targets_are_refused_by_name():
     adapt(model, ["*.attn2.to_k"])
     with pytest.raises(ValueError, match="have an adapter already"):
         adapt(model, ["*.attn2.to_k"])
+
+
+def test_a_run_of_an_adapter_writes_the_adapter_alone(tmp_path):
+    model, data = make(), [{"target": torch.rand(3, 8, 8), "label": i} for i in range(3)]
+    adapter = adapt(model, ["*.attn2.to_*"], rank=2)
+    run = Run(tmp_path / "run", steps=2, batch=3, rate=constant(1e-2), ema=None, progress=False)
+    path = train(Diffusion(model, "class-conditional", adapter=adapter), data, run)
+    other = make()
+    before = sample(other)
+    load_adapter(other, path)
+    assert torch.equal(sample(other), sample(model))
+    assert not torch.equal(sample(other), before)
+
+
+def test_what_could_not_be_written_is_refused_before_the_first_step():
+    model = make()
+    adapt(model, ["*.attn2.to_*"], rank=2)
+    with pytest.raises(CompositionError, match=r"have an adapter, .* give the adapter as adapter="):
+        Diffusion(model, "class-conditional")

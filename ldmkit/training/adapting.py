@@ -88,15 +88,15 @@ def widened(backbone: Backbone, concat_channels: int) -> Backbone:
     old, new = cast(nn.Module, backbone), cast(nn.Module, wide)
     entry = next(old.parameters())
     new.to(entry.device, entry.dtype).train(old.training)
-    new.load_state_dict({name: _grown(name, value, old) for name, value in new.state_dict().items()})
+    was = old.state_dict()
+    new.load_state_dict({name: _grown(name, value, was[name]) for name, value in new.state_dict().items()})
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(old.get_parameter(name).requires_grad)
     return wide
 
 
-def _grown(name: str, new: Tensor, old: nn.Module) -> Tensor:
+def _grown(name: str, new: Tensor, was: Tensor) -> Tensor:
     """The old tensor, with zeros where the new one reads more channels."""
-    was: Tensor = old.state_dict()[name]
     if was.shape == new.shape:
         return was
     if was.ndim != 4 or new.shape[1] < was.shape[1] or new[:, :1].shape != was[:, :1].shape:
