@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
 
+# Test files are shared by up to four processes, each with one thread of arithmetic.
+SPREAD := OMP_NUM_THREADS=1
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
+
 PLUGINS := ldmkit-transformers ldmkit-openclip ldmkit-timm
 PLUGIN_FILES := $(shell find plugins -name '*.py' -path '*/ldmkit_*' -o -name pyproject.toml -path 'plugins/*')
 
@@ -14,7 +18,7 @@ demo: $(READY)  ## sample the bundled model and write a contact sheet
 	$(BIN)/python -m ldmkit demo --out demo
 
 test: $(READY)  ## everything that needs neither a GPU nor more than a few minutes, then the plug-ins' own tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(SPREAD) $(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu"
 	$(MAKE) test-plugins
 
 test-slow: $(READY)
@@ -24,7 +28,7 @@ test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
 test-plugins: $(READY)  ## the tests of each plug-in, from its own folder, on the wheel that is installed
-	for name in $(PLUGINS); do (cd plugins/$$name && $(abspath $(BIN))/python -P -m pytest) || exit 1; done
+	for name in $(PLUGINS); do (cd plugins/$$name && $(SPREAD) $(abspath $(BIN))/python -P -m pytest $(WORKERS)) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/pip install --quiet -e ".[lint]"
