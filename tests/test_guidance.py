@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from naming import named
 
 from ldmkit.conditioning import Conditioning
 from ldmkit.denoiser import PREDICTIONS, Denoiser
@@ -89,7 +90,7 @@ NEUTRAL = [
 ]
 
 
-@pytest.mark.parametrize("guidance", NEUTRAL, ids=str)
+@pytest.mark.parametrize("guidance", NEUTRAL, ids=named)
 def test_at_its_neutral_setting_each_guidance_is_plain_cfg(guidance):
     assert isinstance(guidance, Guidance)
     assert guidance.needs_uncond
@@ -111,7 +112,7 @@ OFF = [
 ]
 
 
-@pytest.mark.parametrize("guidance", OFF, ids=str)
+@pytest.mark.parametrize("guidance", OFF, ids=named)
 def test_off_is_the_conditional_model_and_needs_no_uncond(guidance):
     assert not guidance.needs_uncond
     for level in LEVELS.stops:
@@ -271,7 +272,9 @@ def test_a_part_of_the_batch_is_guided_as_in_the_whole(guidance):
     torch.testing.assert_close(part, guided(guidance)[images])
 
 
-@pytest.mark.parametrize("guidance", [NoGuidance(), CFG(3.0), Autoguidance(WEAK, 2.0), ImageGuidance(bright)], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [NoGuidance(), CFG(3.0), Autoguidance(WEAK, 2.0), ImageGuidance(bright)], ids=named
+)
 def test_what_holds_one_value_for_all_is_itself_for_a_part(guidance):
     images = [1]
     cond, uncond = (one.map(lambda value: value[images]) for one in (COND, UNCOND))

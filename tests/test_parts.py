@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naming import named
 
 import ldmkit
 from ldmkit.parts import Part, Recipe, Source
@@ -66,7 +67,7 @@ def test_non_finite_floats_are_refused_with_their_path(value: float):
         Part("kl", {"blocks": [{}, {"scale": value}]})
 
 
-@pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, b"x", Path("x"), object(), np.int64(3)], ids=repr)
+@pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, b"x", Path("x"), object(), np.int64(3)], ids=named)
 def test_other_types_are_refused_with_their_path(value: object):
     with pytest.raises(TypeError, match=rf"part 'kl': mult\[0\] is {type(value).__name__}"):
         Part("kl", {"mult": [value]})

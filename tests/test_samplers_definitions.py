@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from naming import named
 
 from ldmkit.noise import Noise
 from ldmkit.process import EDM, VP, RectifiedFlow, karras, linspace, log_snr, trailing, uniform
@@ -161,7 +162,7 @@ def unipc_step(x, stops, estimates, order, ahead=None):
         (UniPC(2), lambda x, levels: unipc(x, levels, 2)),
         (UniPC(3), lambda x, levels: unipc(x, levels, 3)),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_deterministic_sampler_is_its_definition(sampler, definition, levels):
     x = start(levels)

@@ -3,7 +3,8 @@
     python -m ldmkit.demo.evaluate_shapes
 
 Every number is counted by reading scenes back from pixels; see :mod:`ldmkit.data.fidelity`. ``ceiling`` is what the
-first stage's reconstructions of the true images score: no model of its latents can be expected to do better.
+first stage's reconstructions of the true images score: no model of its latents can be expected to do better. ``chance``
+is what the true image of another scene scores: a model that draws well and heeds no condition does no better.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from torch import Tensor
 from ldmkit.data import ShapeScenes
 from ldmkit.data.fidelity import known_region_error, low_res_error, measure
 from ldmkit.data.scenes import Scene
-from ldmkit.demo.shapes import FACTOR, NAMES, RECORD, SIDE, file
-from ldmkit.demo.train_shapes import VIEWS
+from ldmkit.demo.shapes import FACTOR, KEYWORDS, NAMES, RECORD, SIDE, TASKS, VIEWS, file
 from ldmkit.pipelines import Pipeline, pipeline
 from ldmkit.training.metrics import psnr
 from ldmkit.weights.native import read_recipe, write_atomically
@@ -29,15 +29,7 @@ from ldmkit.weights.native import read_recipe, write_atomically
 COUNT = 256
 STEPS = 25
 SEED = 1_000_000
-TASKS = {
-    "text": "text-to-image",
-    "layout": "layout-to-image",
-    "semantic": "semantic-synthesis",
-    "super-resolution": "super-resolution",
-    "inpainting": "inpainting",
-}
 SCALES = {"text": 2.0, "layout": 2.0}
-KEYWORDS = {"low_res": "image"}
 
 
 def main() -> None:
@@ -72,6 +64,7 @@ def evaluated(name: str, count: int) -> dict[str, Any]:
         "sampler": {"name": "ddim", "steps": STEPS, "guidance_scale": SCALES.get(name, 1.0), "first_seed": SEED},
         "measured": scores(scenes, made, target, records),
         "ceiling": scores(scenes, again, target, records),
+        "chance": scores(scenes, target.roll(1, 0), target, records),
     }
 
 

@@ -60,7 +60,7 @@ SOURCES: Mapping[str, Source] = {
                 "classes": len(CLASSES),
                 "width": WIDTH,
                 "depth": 2,
-                "tokens": 1024,
+                "tokens": 400,
                 "max_objects": 3,
                 "heads": 4,
                 "head_width": 16,
@@ -77,6 +77,31 @@ SOURCES: Mapping[str, Source] = {
 }
 READS = {"text": "context", "layout": "context", "semantic": 8, "super-resolution": 3, "inpainting": 5}
 NAMES = tuple(SOURCES)
+TASKS = {
+    "text": "text-to-image",
+    "layout": "layout-to-image",
+    "semantic": "semantic-synthesis",
+    "super-resolution": "super-resolution",
+    "inpainting": "inpainting",
+}
+VIEWS = {
+    "text": "prompt",
+    "layout": "boxes",
+    "semantic": "segmentation",
+    "super-resolution": "low_res",
+    "inpainting": "mask_image",
+}
+"""The view of a scene that a model is conditioned on."""
+KEYWORDS = {"low_res": "image"}
+"""What a task calls a view that it names otherwise."""
+FIGURES = {
+    "text": ("caption", "object_f1", "binding_error"),
+    "layout": ("layout_iou", "object_f1"),
+    "semantic": ("mean_iou", "object_f1"),
+    "super-resolution": ("psnr_db", "exact", "low_res_error"),
+    "inpainting": ("psnr_db", "object_f1", "known_region_error"),
+}
+"""What tells how well a condition is heeded: see :class:`ldmkit.data.fidelity.Fidelity`."""
 
 
 def file(name: str) -> Path:
