@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import ldmkit
+from ldmkit.denoiser import DenoisingLoss
 from ldmkit.errors import CheckpointError, CompositionError
 from ldmkit.training.adapting import trainable, widened, with_sources
 from ldmkit.training.diffusion import Diffusion
@@ -35,6 +36,14 @@ def make(sources=None, **options):
         for parameter in model.backbone.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.05)
     return model
+
+
+def test_what_belongs_to_no_weight_stays_where_the_model_is():
+    bare = make()
+    parts = {"first_stage": bare.stage, "backbone": bare.backbone, "process": bare.process}
+    model = ldmkit.LatentDiffusion(**parts, conditioner=bare.conditioner, objective=DenoisingLoss(elbo_weight=0.1))
+    assert with_sources(model, {}).elbo is model.elbo
+    assert model.elbo is not None
 
 
 HOLE = {"masked_image_latent": torch.randn(2, 3, 8, 8), "mask": torch.rand(2, 1, 8, 8).round()}

@@ -175,3 +175,11 @@ def test_the_first_stage_is_frozen_and_the_rest_is_as_it_was():
     assert not any("first_stage" in name or ".out." in name for name in trained)
     assert any("conditioner" in name for name in trained)
     assert isinstance(trainee.phases["diffusion"], nn.Module)
+
+
+def test_what_is_wrong_with_a_batch_names_its_samples(tmp_path):
+    data = records(4)
+    data[2]["target"] = torch.rand(1, 2 * SIZE, 2 * SIZE)
+    with pytest.raises(ValueError, match="target") as caught:
+        train(Diffusion(model(), "class-conditional"), data, run(tmp_path, 2))
+    assert "2" in caught.value.__notes__[0].partition("samples [")[2]

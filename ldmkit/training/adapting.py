@@ -55,14 +55,16 @@ def with_sources(
         guided=(() if old is None else old.guided) if guided is None else guided,
     )
     backbone = widened(model.backbone, joint.provides.get("concat", 0))
-    return LatentDiffusion(
+    new = LatentDiffusion(
         first_stage=model.stage,
         backbone=backbone,
         process=model.process,
         prediction=model.denoiser.prediction,
         conditioner=joint,
         objective=model.objective,
-    ).train(model.training)
+    )
+    new.elbo = model.elbo  # where the model is
+    return new.train(model.training)
 
 
 def widened(backbone: Backbone, concat_channels: int) -> Backbone:

@@ -170,9 +170,7 @@ def _with_encodings(model: LatentDiffusion, encodings: Mapping[str, Conditioner]
         if name not in sources:
             raise CompositionError(f"there are encodings of '{name}', and the model's sources are {list(sources)}")
         sources[name].eval()
-    taught = with_sources(model, encodings)
-    taught.elbo = model.elbo  # where the model is
-    return taught.to(model.device)
+    return with_sources(model, encodings).to(model.device)
 
 
 def _scale(model: LatentDiffusion) -> Tensor | None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -106,7 +107,7 @@ class Job:
             Stopped: some process was asked to stop; the state is saved.
         """
         progress, run = self.progress, self.run
-        taken = [(moved(self.trainee.prepare(p.records, p.seeds), self.device), p) for p in portions]
+        taken = [(moved(self._prepared(p), self.device), p) for p in portions]
         outcomes = {
             phase.learner.name: phase.learn(taken, progress.step, wish.signal is not None) for phase in self.phases
         }
@@ -133,6 +134,14 @@ class Job:
         if rank() == 0:
             self.trainee.export(path, {**self.identity, "steps": self.progress.step, "ema": self.run.ema})
         barrier()
+
+    def _prepared(self, portion: Portion) -> dict[str, Any]:
+        """The batch of a portion; what is wrong with it names its samples."""
+        try:
+            return self.trainee.prepare(portion.records, portion.seeds)
+        except Exception as error:
+            error.add_note(f"the batch is the samples {list(portion.places)} of the data, in this order")
+            raise
 
     def _count(self, outcomes: Mapping[str, Outcome], log: Log) -> None:
         """Take the outcomes into the progress; stop where too many in a row could not be applied."""
