@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ldmkit.composition import FirstStage
+from ldmkit.denoiser import precision
 from ldmkit.noise import Noise
 from ldmkit.process import Level
 
@@ -113,9 +114,9 @@ def latent_statistics(
 def _encoded(
     first_stage: FirstStage, batches: Iterable[Tensor], seed: int | None, device: torch.device | None
 ) -> Iterator[Tensor]:
-    images = 0
+    images, dtype = 0, precision(first_stage)
     for batch in batches:
-        batch = batch if device is None else batch.to(device)
+        batch = batch.to(batch.device if device is None else device, dtype)
         yield first_stage.encode(batch, None if seed is None else _draw(first_stage, batch, seed + images))
         images += len(batch)
 

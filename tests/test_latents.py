@@ -84,3 +84,11 @@ def test_no_images_and_broken_latents_are_refused():
         latent_statistics(stage, [BATCHES[0], torch.full((1, 3, 8, 8), float("inf"))])
     with pytest.raises(ValueError, match=r"all equal, to 0\.5"):
         _ = latent_statistics(stage, [torch.full((1, 3, 8, 8), 0.5)]).rescaling
+
+
+def test_a_first_stage_of_low_precision_measures_images_as_they_are():
+    stage = kl(scale=0.3)
+    whole = latent_statistics(stage, BATCHES)
+    for parameter in stage.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    assert latent_statistics(stage, BATCHES).overall == pytest.approx(whole.overall, rel=0.05)
