@@ -65,3 +65,11 @@ def test_the_script_trains_and_goes_on(tmp_path):
     again = trained("semantic", tmp_path, first_stage_steps=2, steps=2, scenes=128)
     assert read_recipe(again).notes == before
     assert {p.dtype for p in ldmkit.load(path).parameters()} == {torch.bfloat16}
+
+
+def test_a_bundled_model_is_trained_further(tmp_path):
+    path = trained("semantic", tmp_path, first_stage_steps=2, steps=2, scenes=128, start=file("semantic"))
+    before, after = (dict(ldmkit.load(one).named_parameters()) for one in (file("semantic"), path))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("first_stage."))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("denoiser."))
+    assert "--start" in read_recipe(path).notes["command"]

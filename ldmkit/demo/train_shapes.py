@@ -54,22 +54,20 @@ def main() -> None:
     parser.add_argument("--first-stage-steps", type=int, default=FIRST_STAGE_STEPS)
     parser.add_argument("--steps", type=int, default=None, help=f"default: {STEPS}")
     parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--start", type=Path, help="a model of the same name to go on from, such as the bundled one")
     options = parser.parse_args()
     steps = options.steps or STEPS[options.name]
-    path = trained(options.name, options.out, options.first_stage_steps, steps, options.scenes)
+    path = trained(options.name, options.out, options.first_stage_steps, steps, options.scenes, options.start)
     print(json.dumps({"threads": torch.get_num_threads(), "wrote": str(path)}))
 
 
-def trained(name: str, out: Path, first_stage_steps: int, steps: int, scenes: int) -> Path:
-    """One model, from nothing or from where its run is.
+def trained(name: str, out: Path, first_stage_steps: int, steps: int, scenes: int, start: Path | None = None) -> Path:
+    """One model, from nothing, from another's weights, or from where its run is.
 
     Returns:
         The file, in bfloat16.
     """
-    stage = first_stage(out / "first-stage", first_stage_steps, scenes)
-    torch.manual_seed(SEED)  # the first weights
-    model = compose_with_words(name)
-    cast(nn.Module, model.stage).load_state_dict(stage.state_dict())
+    model = begun(name, out, first_stage_steps, scenes) if start is None else ldmkit.load(start).float()
     run = Run(
         out=out / name,
         steps=steps,
@@ -81,7 +79,7 @@ def trained(name: str, out: Path, first_stage_steps: int, steps: int, scenes: in
     result = train(Diffusion(model, TASKS[name]), encoded(model, name, scenes), run)
     notes = {
         "data": f"ShapeScenes, {scenes:,} of split 'train', {SIDE} x {SIDE}",
-        "command": f"python -m ldmkit.demo.train_shapes {name}",
+        "command": f"python -m ldmkit.demo.train_shapes {name}" + ("" if start is None else f" --start {start.name}"),
         "seed": SEED,
         "batch": BATCH,
         "first_stage_steps": first_stage_steps,
@@ -92,6 +90,15 @@ def trained(name: str, out: Path, first_stage_steps: int, steps: int, scenes: in
     }
     path = out / f"shapes-{name}.safetensors"
     return halved(ldmkit.load(result)).save(path, notes)
+
+
+def begun(name: str, out: Path, first_stage_steps: int, scenes: int) -> LatentDiffusion:
+    """A model that has learned nothing, with the first stage that all share."""
+    stage = first_stage(out / "first-stage", first_stage_steps, scenes)
+    torch.manual_seed(SEED)  # the first weights
+    model = compose_with_words(name)
+    cast(nn.Module, model.stage).load_state_dict(stage.state_dict())
+    return model
 
 
 def seconds(log: Path) -> int:
