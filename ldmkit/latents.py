@@ -13,7 +13,7 @@ Source: arXiv 2112.10752, appendix D.1 and section 4.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +117,14 @@ def _encoded(
     images, dtype = 0, precision(first_stage)
     for batch in batches:
         batch = batch.to(batch.device if device is None else device, dtype)
-        yield first_stage.encode(batch, None if seed is None else _draw(first_stage, batch, seed + images))
+        seeds = None if seed is None else range(seed + images, seed + images + len(batch))
+        yield first_stage.encode(batch, None if seeds is None else posterior_noise(first_stage, batch, seeds))
         images += len(batch)
 
 
-def _draw(first_stage: FirstStage, batch: Tensor, seed: int) -> Tensor:
-    f = first_stage.factor
-    like = batch.new_empty(batch.shape[0], first_stage.channels, batch.shape[2] // f, batch.shape[3] // f)
-    return Noise(tuple(range(seed, seed + len(batch)))).on("posterior").constant(like)
+def posterior_noise(first_stage: FirstStage, image: Tensor, seeds: Sequence[int]) -> Tensor:
+    """What draws the latents of images, (B, C, h, w): a function of the seeds."""
+    height, width = (side // first_stage.factor for side in image.shape[2:])
+    return (
+        Noise(tuple(seeds)).on("posterior").constant(image.new_empty(len(image), first_stage.channels, height, width))
+    )

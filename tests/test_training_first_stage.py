@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldmkit.first_stages import KL, VQ, Gaussian, Pixel
+from ldmkit.latents import posterior_noise
 from ldmkit.training.discriminator import Adversary, BatchNorm, PatchGAN, balance, deceiving, hinge, vanilla
 from ldmkit.training.first_stage import (
     Autoencoding,
@@ -19,7 +20,6 @@ from ldmkit.training.first_stage import (
     Outside,
     l1,
     l2,
-    posterior_noise,
 )
 from ldmkit.training.perceptual import GradientDistance
 

@@ -42,7 +42,7 @@ from ldmkit.training.compression import Compression, load_first_stage
 from ldmkit.training.contract import Record
 from ldmkit.training.diffusion import Diffusion
 from ldmkit.training.first_stage import FirstStageLoss, KLWeight
-from ldmkit.training.log import read_log, write_sheet
+from ldmkit.training.log import seconds, write_sheet
 from ldmkit.training.loop import RESULT, train
 from ldmkit.training.metrics import psnr
 from ldmkit.training.optim import constant, cosine
@@ -208,7 +208,7 @@ def compared(factor: int, plan: Plan, held: Held, out: Path) -> dict[str, Any]:
             for step in plan.checkpoints
         ],
         "sampling": [at_speed(model, plan, levels, scored(last, levels)) for levels in plan.sampler_steps],
-        "training_seconds": seconds_of(place / "diffusion", batch),
+        "training_seconds": seconds(place / "diffusion" / "log.jsonl", batch),
     }
 
 
@@ -406,16 +406,6 @@ def flops(run: Callable[[], object]) -> int:
         run()
     count: int = counter.get_total_flops()
     return count
-
-
-def seconds_of(place: Path, batch: int) -> int:
-    """Seconds that the steps of a run took by its log, however often it was stopped."""
-    lines = [line for line in read_log(place / "log.jsonl") if "samples_per_second" in line]
-    before = [0, *(line["step"] for line in lines)]
-    took = [
-        (line["step"] - step) * batch / line["samples_per_second"] for step, line in zip(before, lines, strict=False)
-    ]
-    return round(float(sum(took)))
 
 
 def check_equal(name: str, values: Mapping[int, float]) -> None:

@@ -30,8 +30,8 @@ from ldmkit.registry import build_part
 from ldmkit.training.compression import Compression, load_first_stage
 from ldmkit.training.diffusion import Diffusion
 from ldmkit.training.first_stage import FirstStageLoss, KLWeight, l1, l2
-from ldmkit.training.log import read_log
-from ldmkit.training.loop import train
+from ldmkit.training.log import seconds
+from ldmkit.training.loop import RESULT, train
 from ldmkit.training.optim import cosine
 from ldmkit.training.run import Run
 
@@ -84,7 +84,7 @@ def trained(name: str, out: Path, first_stage_steps: int, steps: int, scenes: in
         "batch": BATCH,
         "first_stage_steps": first_stage_steps,
         "steps": steps,
-        "seconds": seconds(out / name / "log.jsonl"),
+        "seconds": seconds(out / name / "log.jsonl", BATCH),
         "weights": "exponential moving average, decay 0.999; in bfloat16",
         "license": "MIT",
     }
@@ -99,16 +99,6 @@ def begun(name: str, out: Path, first_stage_steps: int, scenes: int) -> LatentDi
     model = compose_with_words(name)
     cast(nn.Module, model.stage).load_state_dict(stage.state_dict())
     return model
-
-
-def seconds(log: Path) -> int:
-    """What the steps of a run took, over all the times it was started."""
-    took, before = 0.0, 0
-    for line in read_log(log):
-        if "samples_per_second" in line:
-            took += (line["step"] - before) * BATCH / line["samples_per_second"]
-            before = line["step"]
-    return round(took)
 
 
 def both(image: Tensor, made: Tensor) -> Tensor:
@@ -129,7 +119,7 @@ def first_stage(out: Path, steps: int, scenes: int) -> KL:
         ema=0.999,
         seed=SEED,
     )
-    path = out / "model.safetensors"
+    path = out / RESULT
     if not path.exists():
         train(Compression(stage, FirstStageLoss(None, KLWeight(KL_WEIGHT), both)), data, run)
     stage = cast(KL, load_first_stage(path))

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from ldmkit.composition import FirstStage, part_of
 from ldmkit.errors import BatchError, CheckpointError
 from ldmkit.images import read_images
-from ldmkit.latents import latent_statistics
+from ldmkit.latents import latent_statistics, posterior_noise
 from ldmkit.parts import Part
 from ldmkit.process import VP
 from ldmkit.training.contract import Record
 from ldmkit.training.discriminator import Adversary
-from ldmkit.training.first_stage import Autoencoding, Discriminating, FirstStageLoss, finite, posterior_noise
+from ldmkit.training.first_stage import Autoencoding, Discriminating, FirstStageLoss, finite
 from ldmkit.training.metrics import WINDOW, psnr, ssim
 from ldmkit.weights.atomic import write_atomically
 from ldmkit.weights.importing import import_first_stage
@@ -145,7 +145,7 @@ class Compression:
 
     def _reconstructed(self, image: Tensor) -> tuple[Tensor, Any]:
         """What the first stage gives: an image and what the regulariser reads."""
-        made, latent = self.stage(image, posterior_noise(self.stage, image, range(len(image))))
+        made, latent = self.stage(image, posterior_noise(cast(FirstStage, self.stage), image, range(len(image))))
         return made, latent
 
     def _placed(self, image: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch.func import functional_call
 
 from ldmkit.composition import FirstStage, label_of
 from ldmkit.first_stages import Gaussian, Quantized, codebook_usage
-from ldmkit.noise import Noise
+from ldmkit.latents import posterior_noise
 from ldmkit.training.discriminator import Adversary, Checking, balance, deceiving
 
 Pixels = Callable[[Tensor, Tensor], Tensor]
@@ -264,7 +264,7 @@ class Autoencoding(nn.Module):
 
     def terms(self, image: Tensor, seeds: Sequence[int], step: int) -> Terms:
         """The same, term by term; arguments as :meth:`forward`."""
-        made, latent = self.stage(image, posterior_noise(self.stage, image, seeds))
+        made, latent = self.stage(image, posterior_noise(cast(FirstStage, self.stage), image, seeds))
         terms: Terms = self.loss(image, made, latent)
         if self.adversary is None or step < self.adversary.start:
             return terms
@@ -296,15 +296,8 @@ class Discriminating(nn.Module):
                 self.discriminator.check(image)
             return image.new_zeros(len(image), dtype=torch.float32)
         with torch.no_grad():
-            made, _ = self.read(image, posterior_noise(self.read.module, image, seeds))
+            made, _ = self.read(image, posterior_noise(cast(FirstStage, self.read.module), image, seeds))
         return self.adversary.loss(self.discriminator(image).float(), self.discriminator(made.float()).float())
-
-
-def posterior_noise(stage: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
-    """What draws the latents of images, (B, C, h, w): a function of the seeds."""
-    sizes = cast(FirstStage, stage)
-    height, width = (side // sizes.factor for side in image.shape[2:])
-    return Noise(tuple(seeds)).on("posterior").constant(image.new_empty(len(image), sizes.channels, height, width))
 
 
 def _check_stage(stage: nn.Module) -> None:

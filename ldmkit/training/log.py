@@ -85,6 +85,21 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def seconds(path: str | Path, batch: int) -> int:
+    """What the steps of a run took, over all the times it was started.
+
+    Args:
+        path: its log.
+        batch: samples of a step.
+    """
+    took, before = 0.0, 0
+    for line in read_log(path):
+        if "samples_per_second" in line:
+            took += (line["step"] - before) * batch / line["samples_per_second"]
+            before = line["step"]
+    return round(took)
+
+
 def _plain(value: object) -> object:
     """JSON has no numbers that are not finite; words stand for them."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
